@@ -1,0 +1,114 @@
+// Package process owns the settings that Kubernetes keeps once per process: logging, the exit hook, client warnings.
+//
+// Upstream's components were written to be alone in their process. What they share when several run in one, and cannot be told
+// apart, is set here once, before the first of them is made; nothing else in the tree touches these globals.
+package process
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/client-go/rest"
+	"k8s.io/component-base/configz"
+	"k8s.io/klog/v2"
+)
+
+// Config is what the embedded Kubernetes components have in common.
+type Config struct {
+	// Verbosity is klog's -v, for all components alike. At 0 their informational lines are debug lines of ours.
+	Verbosity int
+	// OnExit is told the reason when a component insists on ending the process. It should write down what it can; the process ends after it returns.
+	OnExit func(code int, stack []byte)
+}
+
+// Init applies cfg. Call it once, before any component is made.
+func Init(cfg Config, log *slog.Logger) error {
+	level := slog.LevelDebug
+	if cfg.Verbosity > 0 {
+		level = slog.LevelInfo
+	}
+	var v klog.Level
+	if err := v.Set(fmt.Sprint(cfg.Verbosity)); err != nil {
+		return fmt.Errorf("set log verbosity: %w", err)
+	}
+	klog.SetSlogLogger(slog.New(&handler{inner: log.Handler(), info: level}))
+	exit := klog.OsExit
+	klog.OsExit = func(code int) {
+		if cfg.OnExit != nil {
+			cfg.OnExit(code, debug.Stack())
+		}
+		exit(code)
+	}
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+
+	// kine and parts of containerd's client log through logrus.
+	logrus.SetOutput(writer{log: log.With("component", "datastore")})
+	logrus.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
+	if cfg.Verbosity == 0 {
+		logrus.SetLevel(logrus.WarnLevel)
+	}
+	return nil
+}
+
+// Context returns ctx with a logger for the component of this name.
+func Context(ctx context.Context, component string) context.Context {
+	return klog.NewContext(ctx, klog.Background().WithValues("component", component))
+}
+
+// ForgetConfigz removes a component's entry from the registry behind /configz, so that the component can be started again.
+func ForgetConfigz(name string) { configz.Delete(name) }
+
+// handler lowers informational lines to the given level: an idle node is silent.
+type handler struct {
+	inner slog.Handler
+	info  slog.Level
+}
+
+func (h *handler) level(l slog.Level) slog.Level {
+	switch {
+	case l >= slog.LevelError:
+		// Upstream calls an error what it is about to retry; the components' own state says whether someone must act.
+		return slog.LevelWarn
+	case l >= slog.LevelWarn:
+		return l
+	default:
+		return h.info
+	}
+}
+
+func (h *handler) Enabled(ctx context.Context, l slog.Level) bool {
+	return h.inner.Enabled(ctx, h.level(l))
+}
+
+func (h *handler) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = h.level(r.Level)
+	if !h.inner.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.inner.Handle(ctx, r)
+}
+
+func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &handler{inner: h.inner.WithAttrs(attrs), info: h.info}
+}
+
+func (h *handler) WithGroup(name string) slog.Handler {
+	return &handler{inner: h.inner.WithGroup(name), info: h.info}
+}
+
+// writer passes logrus' lines on.
+type writer struct{ log *slog.Logger }
+
+func (w writer) Write(p []byte) (int, error) {
+	line := strings.TrimSpace(string(p))
+	if strings.HasPrefix(line, "level=info") || strings.HasPrefix(line, "level=debug") {
+		w.log.Debug(line)
+	} else {
+		w.log.Warn(line)
+	}
+	return len(p), nil
+}

@@ -1,0 +1,87 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	discoveryapply "k8s.io/client-go/applyconfigurations/discovery/v1"
+	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/atollhq/atoll/pkg/run"
+)
+
+const fieldManager = "atoll"
+
+// publishDNS adds this node to the Service kube-dns. The slice belongs to the node object, so that it goes when the node does.
+func publishDNS(ctx context.Context, client kubernetes.Interface, nodeName string, addr netip.Addr) error {
+	node, err := client.CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("read the node object: %w", err)
+	}
+	port := func(name string, protocol corev1.Protocol) *discoveryapply.EndpointPortApplyConfiguration {
+		return discoveryapply.EndpointPort().WithName(name).WithPort(53).WithProtocol(protocol)
+	}
+	slice := discoveryapply.EndpointSlice("kube-dns-"+nodeName, metav1.NamespaceSystem).
+		WithLabels(map[string]string{discoveryv1.LabelServiceName: "kube-dns", discoveryv1.LabelManagedBy: "atoll"}).
+		WithOwnerReferences(metaapply.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(nodeName).WithUID(node.UID)).
+		WithAddressType(discoveryv1.AddressTypeIPv4).
+		WithEndpoints(discoveryapply.Endpoint().WithAddresses(addr.String()).WithNodeName(nodeName).
+			WithConditions(discoveryapply.EndpointConditions().WithReady(true))).
+		WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))
+	_, err = client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Apply(ctx, slice, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	return err
+}
+
+// readiness waits until the node object says Ready, marks a server as one, and says how long it took.
+func (n *Node) readiness(c clients, began time.Time) run.Component {
+	return run.Func("node", func(ctx context.Context, ready func()) error {
+		for labelled := false; ctx.Err() == nil; {
+			node, err := c.kube.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
+			if err == nil && !labelled {
+				labelled = markServer(ctx, c.kube, node, n.log)
+			}
+			if err == nil && labelled && nodeReady(node) {
+				n.log.Info("node is ready", "node", n.cfg.NodeName, "address", n.addr, "after", time.Since(began).Round(time.Millisecond))
+				ready()
+				<-ctx.Done()
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		return nil
+	})
+}
+
+func nodeReady(node *corev1.Node) bool {
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// markServer sets the role label; the kubelet may not set it itself.
+func markServer(ctx context.Context, client kubernetes.Interface, node *corev1.Node, log *slog.Logger) bool {
+	const label = "node-role.kubernetes.io/control-plane"
+	if node.Labels[label] == "true" {
+		return true
+	}
+	patch := []byte(`{"metadata":{"labels":{"` + label + `":"true"}}}`)
+	if _, err := client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
+		log.Debug("cannot label the node yet", "err", err)
+		return false
+	}
+	return true
+}
