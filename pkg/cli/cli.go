@@ -50,7 +50,7 @@ func Main(ctx context.Context, s Streams, args []string) int {
 		return exitDone
 	case errors.Is(err, errProblems):
 		return exitProblems
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, config.ErrInvalid):
 		remedy.Fprint(s.Err, err)
 		return exitUsage
 	default:
@@ -82,7 +82,10 @@ func newApp(s Streams) *cli.App {
 	app.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return errUsage{err} }
 	app.CommandNotFound = nil
 	app.Commands = []*cli.Command{
-		serverCommand(s), kubectlCommand(), ctrCommand(), versionCommand(s), containerdCommand(),
+		serverCommand(s),
+		statusCommand(s), kubectlCommand(), ctrCommand(),
+		certificateCommand(s), configCommand(s),
+		completionCommand(s), versionCommand(s), containerdCommand(),
 	}
 	app.Action = func(c *cli.Context) error {
 		if c.Args().Present() {

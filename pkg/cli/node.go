@@ -17,10 +17,11 @@ import (
 
 func serverCommand(s Streams) *cli.Command {
 	return &cli.Command{
-		Name:        "server",
-		Usage:       "run a server: control plane, datastore and workloads",
-		Description: "Examples:\n\n   atoll server\n   atoll server --tls-san shop.example --node-label zone=till",
-		Flags:       config.Flags(config.Server),
+		Name:         "server",
+		Usage:        "run a server: control plane, datastore and workloads",
+		Description:  "Examples:\n\n   atoll server\n   atoll server --tls-san shop.example --node-label zone=till",
+		Flags:        config.Flags(config.Server),
+		BashComplete: completeSettings(s, config.Server),
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return errUsage{config.UsageError(config.Server, err)}
 		},

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -54,6 +55,12 @@ type Node struct {
 	clock *pki.Clock
 
 	bundle *bundle.Bundle
+	api    clients
+	// troubles are asked for what works only in part, for the status page.
+	troubles []func() []error
+
+	mu     sync.Mutex
+	pkiNow []pki.Problem
 }
 
 // New prepares a node; it starts nothing and touches no disk.
@@ -102,8 +109,9 @@ func (n *Node) RunServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range set.Problems {
-		n.log.Warn(p.Text, "try", p.Remedy)
+	n.notePKI(set)
+	if err := n.ensureTokens(set.CAHash); err != nil {
+		return err
 	}
 	if err := writeServerFiles(n.cfg, n.paths); err != nil {
 		return err
@@ -115,12 +123,14 @@ func (n *Node) RunServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	clients, err := n.clients(n.paths.AdminKubeconfig)
-	if err != nil {
+	if n.api, err = n.clients(n.paths.AdminKubeconfig); err != nil {
 		return err
 	}
+	clients := n.api
 
 	n.group.Log = n.log
+	n.group.Add(n.statusPage(began))
+	n.group.Add(n.renewer(), run.Restartable())
 	store := n.group.Add(n.datastore())
 	api := n.group.Add(apiserver.New(apiserver.Config{
 		Args: apiServerArgs(n.cfg, n.paths, n.addr, "unix://"+n.paths.datastoreSocket), UserArgs: n.cfg.APIServerArgs, Listener: listener,
@@ -130,6 +140,40 @@ func (n *Node) RunServer(ctx context.Context) error {
 	n.addServices(clients, api)
 	n.group.Add(n.readiness(clients, began), run.Needs(api))
 	return n.group.Run(ctx)
+}
+
+func (n *Node) ensureTokens(caHash string) error {
+	server, err := n.cfg.JoinToken()
+	if err != nil {
+		return err
+	}
+	agent, err := n.cfg.JoinAgentToken()
+	if err != nil {
+		return err
+	}
+	_, _, err = pki.EnsureTokens(n.cfg.DataDir, caHash, server.Reveal(), agent.Reveal())
+	return err
+}
+
+// notePKI keeps what certificates and clock need of a person for the status page.
+func (n *Node) notePKI(set pki.Set) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range set.Problems {
+		n.log.Warn(p.Text, "try", p.Remedy)
+	}
+	n.pkiNow = set.Problems
+}
+
+// renewer keeps the certificates valid while the process runs. Their readers watch the files; only the kubeconfig that people
+// use holds copies.
+func (n *Node) renewer() run.Component {
+	return pki.NewRenewer(n.cfg.DataDir, n.subject, func(set pki.Set) {
+		n.notePKI(set)
+		if err := writeAdminKubeconfig(n.cfg, n.paths); err != nil {
+			n.log.Warn("the administrator's kubeconfig keeps its old certificate", "err", err)
+		}
+	}, n.clock, n.log)
 }
 
 func (n *Node) datastore() run.Component {
@@ -214,7 +258,9 @@ func (n *Node) addWorkload(c clients, api *run.Handle) {
 		return nil
 	}))
 	daemon := n.group.Add(n.containerd(), run.Needs(unpacked), run.Restartable())
-	loader := n.group.Add(n.imageLoader(), run.Needs(daemon), run.Restartable())
+	images := n.imageLoader()
+	n.troubles = append(n.troubles, images.Problems)
+	loader := n.group.Add(images, run.Needs(daemon), run.Restartable())
 	network := cni.New(cni.Config{
 		Client: c.kube, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs, MTU: mtuFor(n.addr, vxlanOverhead),
 	}, n.log)

@@ -79,7 +79,7 @@ func newAuthority(name string, key *ecdsa.PrivateKey, from time.Time) (*authorit
 }
 
 func loadAuthority(files KeyPair) (*authority, error) {
-	cert, err := readCertificate(files.Cert)
+	cert, err := ReadCertificate(files.Cert)
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func checkFile(name, path string, isAuthority bool, now time.Time) Info {
 	var cert *x509.Certificate
 	var err error
 	if isAuthority {
-		cert, err = readCertificate(path)
+		cert, err = ReadCertificate(path)
 	} else {
 		cert, _, err = readLeaf(path)
 	}

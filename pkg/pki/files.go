@@ -59,7 +59,8 @@ func readLeaf(path string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	return cert, key, nil
 }
 
-func readCertificate(path string) (*x509.Certificate, error) {
+// ReadCertificate reads the first certificate in a file.
+func ReadCertificate(path string) (*x509.Certificate, error) {
 	data, err := readBounded(path)
 	if err != nil {
 		return nil, err

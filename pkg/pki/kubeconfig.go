@@ -13,6 +13,14 @@ import (
 type Credentials struct {
 	caPEM, certPEM, keyPEM    []byte
 	caFile, certFile, keyFile string
+	serverName                string
+}
+
+// ServerName returns c with a name that the server's certificate must have, whatever the address in the URL is. Every API server of a
+// site has the name "kubernetes"; with it a node may use any address that leads to one.
+func (c Credentials) ServerName(name string) Credentials {
+	c.serverName = name
+	return c
 }
 
 // FilesOf makes credentials that refer to files, which clients of Kubernetes read again when they change.
@@ -40,6 +48,17 @@ func EmbedFiles(ca, leaf string) (Credentials, error) {
 	return Embed(caPEM, certificatePEM(cert.Raw), private), err
 }
 
+// WriteNodeKubeconfigs writes the kubeconfigs that every node has, for an agent that reaches the API at server (a URL).
+func WriteNodeKubeconfigs(dataDir, server string) error {
+	for _, k := range PathsIn(dataDir).NodeKubeconfigs() {
+		text := Kubeconfig(server, k.User, FilesOf(k.CA, k.Leaf).ServerName("kubernetes"))
+		if err := writeFile(k.File, text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Kubeconfig returns a kubeconfig for the API at server (a URL).
 // Cluster and context are called "default", as K3s users expect; so is the user when user is empty.
 func Kubeconfig(server, user string, c Credentials) []byte {
@@ -56,6 +75,9 @@ func Kubeconfig(server, user string, c Credentials) []byte {
 	}
 	fmt.Fprintf(&b, "apiVersion: v1\nkind: Config\n")
 	fmt.Fprintf(&b, "clusters:\n- name: default\n  cluster:\n    server: %s\n", quote(server))
+	if c.serverName != "" {
+		fmt.Fprintf(&b, "    tls-server-name: %s\n", quote(c.serverName))
+	}
 	entry("certificate-authority", c.caFile, c.caPEM)
 	fmt.Fprintf(&b, "users:\n- name: %s\n  user:\n", quote(user))
 	entry("client-certificate", c.certFile, c.certPEM)

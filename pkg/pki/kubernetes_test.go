@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -22,7 +23,9 @@ import (
 )
 
 // api answers with the name that the client's certificate gives it, on the address that certificates are made for.
-func api(t *testing.T, p pki.Paths) *httptest.Server {
+func api(t *testing.T, p pki.Paths) *httptest.Server { return apiOn(t, p, "127.0.0.1:0") }
+
+func apiOn(t *testing.T, p pki.Paths, addr string) *httptest.Server {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].Subject.CommonName+" "+r.TLS.PeerCertificates[0].SerialNumber.String())
@@ -31,6 +34,12 @@ func api(t *testing.T, p pki.Paths) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Listener.Close()
+	server.Listener = listener
 	server.EnableHTTP2 = true
 	server.TLS = &tls.Config{
 		Certificates: []tls.Certificate{pair},
@@ -104,6 +113,29 @@ func TestEmbeddedKubeconfig(t *testing.T) {
 	}
 	if got := get(t, config); !strings.HasPrefix(got, "system:admin ") {
 		t.Errorf("is %q", got)
+	}
+}
+
+// TestAgentKubeconfigs: an agent may reach an API server by an address that its certificate does not have.
+func TestAgentKubeconfigs(t *testing.T) {
+	serverDir, agentDir := t.TempDir(), t.TempDir()
+	p := ensure(t, serverDir, time.Now()).Paths
+	join(t, serverDir, agentDir, time.Now())
+	if err := pki.WriteNodeKubeconfigs(agentDir, apiOn(t, p, "127.0.0.9:0").URL); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		pki.PathsIn(agentDir).KubeletKubeconfig:   "system:node:n2",
+		pki.PathsIn(agentDir).KubeProxyKubeconfig: "system:kube-proxy",
+		pki.PathsIn(agentDir).AgentKubeconfig:     "system:atoll-agent:n2",
+	} {
+		config, err := clientcmd.BuildConfigFromFlags("", file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _ := strings.Cut(get(t, config), " "); got != want || config.ServerName != "kubernetes" {
+			t.Errorf("%s is %q to %q, want %q", file, got, config.ServerName, want)
+		}
 	}
 }
 

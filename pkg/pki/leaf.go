@@ -90,6 +90,7 @@ func finish(specs []leafSpec) []leafSpec {
 		spec.name = strings.TrimSuffix(filepath.Base(spec.path), ".pem")
 		slices.Sort(spec.names)
 		spec.names = slices.DeleteFunc(slices.Compact(spec.names), func(n string) bool { return n == "" })
+		spec.addrs = slices.DeleteFunc(slices.Clone(spec.addrs), func(a netip.Addr) bool { return !a.IsValid() })
 		for j, a := range spec.addrs {
 			spec.addrs[j] = a.Unmap().WithZone("")
 		}

@@ -151,7 +151,7 @@ func (c NodeCertificates) Save(dataDir string, k NodeKeys) error {
 func NodeValid(dataDir, name string, addrs []netip.Addr, at Reading) (renew string, err error) {
 	p := PathsIn(dataDir)
 	for _, file := range []string{p.AgentServerCA, p.AgentClientCA} {
-		if _, err := readCertificate(file); err != nil {
+		if _, err := ReadCertificate(file); err != nil {
 			return "", err
 		}
 	}
@@ -220,7 +220,7 @@ func SignNode(dataDir, node string, addrs []netip.Addr, requests NodeRequests, n
 		}
 		authorities[name] = a
 	}
-	server, err := readCertificate(p.ServerCA.Cert)
+	server, err := ReadCertificate(p.ServerCA.Cert)
 	if err != nil {
 		return NodeCertificates{}, fmt.Errorf("load the authority %s: %w", serverCA, err)
 	}

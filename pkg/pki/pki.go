@@ -230,7 +230,7 @@ func Hash(cert *x509.Certificate) string {
 // CAHash returns the hash of the server authority under dataDir.
 func CAHash(dataDir string) (string, error) {
 	p := PathsIn(dataDir)
-	cert, err := readCertificate(p.ServerCA.Cert)
+	cert, err := ReadCertificate(p.ServerCA.Cert)
 	if err != nil {
 		return "", remedy.Wrap(fmt.Errorf("read the server authority: %w", err), "start `atoll server` once on this machine; it makes the authority")
 	}

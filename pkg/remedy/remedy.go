@@ -63,10 +63,26 @@ func All(err error) []string {
 	return out
 }
 
-// Fprint writes err for a person: "Error: ..." and, for each remedy, a line "Try:   ...".
+// Fprint writes err for a person: "Error: ..." and, for each remedy, a line "Try:   ...". Joined errors are written one by one,
+// each with its own remedies.
 func Fprint(w io.Writer, err error) {
-	fmt.Fprintf(w, "Error: %v\n", err)
-	for _, try := range All(err) {
-		fmt.Fprintf(w, "Try:   %s\n", try)
+	for _, e := range parts(err) {
+		fmt.Fprintf(w, "Error: %v\n", e)
+		for _, try := range All(e) {
+			fmt.Fprintf(w, "Try:   %s\n", try)
+		}
 	}
+}
+
+// parts takes joined errors apart; what an outer error says before them is lost only when it says nothing of its own.
+func parts(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // looks at this error alone
+	if !ok || err.Error() != errors.Join(joined.Unwrap()...).Error() {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, parts(e)...)
+	}
+	return out
 }

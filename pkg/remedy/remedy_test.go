@@ -30,8 +30,16 @@ func TestFprintShowsEveryRemedyOnce(t *testing.T) {
 	a := remedy.Wrap(errors.New("a"), "do A")
 	b := remedy.Wrap(errors.New("b"), "do B")
 	var out strings.Builder
-	remedy.Fprint(&out, errors.Join(a, b, a))
+	remedy.Fprint(&out, fmt.Errorf("start: %w", errors.Join(a, b, a)))
 	if got, want := strings.Count(out.String(), "Try:"), 2; got != want {
 		t.Errorf("%d remedies shown, want %d:\n%s", got, want, out.String())
+	}
+}
+
+func TestFprintPairsProblemsWithRemedies(t *testing.T) {
+	var out strings.Builder
+	remedy.Fprint(&out, errors.Join(remedy.Wrap(errors.New("a"), "do A"), remedy.Wrap(errors.New("b"), "do B")))
+	if got, want := out.String(), "Error: a\nTry:   do A\nError: b\nTry:   do B\n"; got != want {
+		t.Errorf("printed\n%swant\n%s", got, want)
 	}
 }
