@@ -82,9 +82,9 @@ func newApp(s Streams) *cli.App {
 	app.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return errUsage{err} }
 	app.CommandNotFound = nil
 	app.Commands = []*cli.Command{
-		serverCommand(s),
+		serverCommand(s), agentCommand(s),
 		statusCommand(s), kubectlCommand(), ctrCommand(),
-		certificateCommand(s), configCommand(s),
+		tokenCommand(s), certificateCommand(s), configCommand(s),
 		completionCommand(s), versionCommand(s), containerdCommand(),
 	}
 	app.Action = func(c *cli.Context) error {

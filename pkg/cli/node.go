@@ -35,6 +35,26 @@ func serverCommand(s Streams) *cli.Command {
 	}
 }
 
+func agentCommand(s Streams) *cli.Command {
+	return &cli.Command{
+		Name:         "agent",
+		Usage:        "run an agent: workloads only, joined to a server",
+		Description:  "Example:\n\n   atoll agent --server https://10.0.0.11:6443 --token-file /etc/atoll/token",
+		Flags:        config.Flags(config.Agent),
+		BashComplete: completeSettings(s, config.Agent),
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return errUsage{config.UsageError(config.Agent, err)}
+		},
+		Action: func(c *cli.Context) error {
+			n, err := loadNode(c, config.Agent, s)
+			if err != nil {
+				return err
+			}
+			return explainStart(n.RunAgent(c.Context), "start agent")
+		},
+	}
+}
+
 func explainStart(err error, doing string) error {
 	if err == nil {
 		return nil

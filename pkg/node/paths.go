@@ -31,6 +31,7 @@ type paths struct {
 	registries, opt                  string
 	images, imageRecord              string
 	cniConf, cniConfDir, cniAddrs    string
+	flannelConf                      string
 	kubeletConfig, staticPods        string
 	resolvConf                       string
 }
@@ -60,6 +61,7 @@ func newPaths(data string) paths {
 		cniConf:           agent("etc", "cni", "net.d", "10-atoll.conflist"),
 		cniConfDir:        agent("etc", "cni", "net.d"),
 		cniAddrs:          filepath.Join(RunDir, "cni"),
+		flannelConf:       agent("etc", "flannel", "net-conf.json"),
 		kubeletConfig:     agent("etc", "kubelet.yaml"),
 		staticPods:        agent("pod-manifests"),
 		resolvConf:        agent("etc", "resolv.conf"),

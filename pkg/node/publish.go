@@ -15,6 +15,7 @@ import (
 	metaapply "k8s.io/client-go/applyconfigurations/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/atollhq/atoll/pkg/config"
 	"github.com/atollhq/atoll/pkg/run"
 )
 
@@ -41,12 +42,12 @@ func publishDNS(ctx context.Context, client kubernetes.Interface, nodeName strin
 }
 
 // readiness waits until the node object says Ready, marks a server as one, and says how long it took.
-func (n *Node) readiness(c clients, began time.Time) run.Component {
+func (n *Node) readiness(began time.Time) run.Component {
 	return run.Func("node", func(ctx context.Context, ready func()) error {
-		for labelled := false; ctx.Err() == nil; {
-			node, err := c.kube.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
+		for labelled := n.cfg.Role == config.Agent; ctx.Err() == nil; {
+			node, err := n.api.kube.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
 			if err == nil && !labelled {
-				labelled = markServer(ctx, c.kube, node, n.log)
+				labelled = markServer(ctx, n.api.kube, node, n.log)
 			}
 			if err == nil && labelled && nodeReady(node) {
 				n.log.Info("node is ready", "node", n.cfg.NodeName, "address", n.addr, "after", time.Since(began).Round(time.Millisecond))

@@ -30,7 +30,7 @@ func (n *Node) report(ctx context.Context, began time.Time) status.Report {
 	defer cancel()
 	r := status.Report{
 		Node: n.cfg.NodeName, Role: string(n.cfg.Role), Version: version.Version, Address: n.addr.String(),
-		Since: began, Now: time.Now(), Components: n.group.Status(),
+		Since: began, Now: time.Now(), Components: n.components(),
 	}
 	r.Problems = append(r.Problems, diskProblems(n.cfg.DataDir)...)
 	for _, p := range n.pkiProblems() {
@@ -48,6 +48,17 @@ func (n *Node) report(ctx context.Context, began time.Time) status.Report {
 	r.Problems = append(r.Problems, n.clusterProblems(ctx, &r)...)
 	r.Conclude()
 	return r
+}
+
+// components lists all parts, those of a joined agent in the place of the part that runs them.
+func (n *Node) components() []run.Status {
+	parts := n.group.Status()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.member != nil {
+		parts = append(parts, n.member.Status()...)
+	}
+	return parts
 }
 
 func (n *Node) pkiProblems() []pki.Problem {
@@ -78,10 +89,13 @@ func diskProblems(dir string) []status.Problem {
 
 // clusterProblems asks the API about this node and its pods.
 func (n *Node) clusterProblems(ctx context.Context, r *status.Report) []status.Problem {
-	if n.api.kube == nil {
+	n.mu.Lock()
+	client := n.api.kube
+	n.mu.Unlock()
+	if client == nil {
 		return nil
 	}
-	node, err := n.api.kube.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
+	node, err := client.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
 	if err != nil {
 		return []status.Problem{{Severity: status.Failing, Text: fmt.Sprintf("the Kubernetes API does not know this node: %v", err), Remedy: "if the parts below are starting, wait; pods that ran before go on running"}}
 	}
@@ -97,7 +111,7 @@ func (n *Node) clusterProblems(ctx context.Context, r *status.Report) []status.P
 	if node.Spec.Unschedulable {
 		out = append(out, status.Problem{Severity: status.Note, Text: "the node is cordoned: no new pods are placed here", Remedy: "`atoll kubectl uncordon " + node.Name + "` when work on it is done"})
 	}
-	pods, err := n.api.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.cfg.NodeName).String(), ResourceVersion: "0",
 	})
 	if err == nil {
@@ -135,4 +149,3 @@ func podReady(pod *corev1.Pod) bool {
 	}
 	return false
 }
-

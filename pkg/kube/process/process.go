@@ -7,6 +7,7 @@ package process
 import (
 	"context"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"runtime/debug"
 	"strings"
@@ -26,16 +27,19 @@ type Config struct {
 }
 
 // Init applies cfg. Call it once, before any component is made.
-func Init(cfg Config, log *slog.Logger) error {
+// reclaim makes Kubernetes log through log again after something else (CoreDNS) has taken its logger for itself.
+func Init(cfg Config, log *slog.Logger) (reclaim func(), err error) {
 	level := slog.LevelDebug
 	if cfg.Verbosity > 0 {
 		level = slog.LevelInfo
 	}
 	var v klog.Level
 	if err := v.Set(fmt.Sprint(cfg.Verbosity)); err != nil {
-		return fmt.Errorf("set log verbosity: %w", err)
+		return nil, fmt.Errorf("set log verbosity: %w", err)
 	}
-	klog.SetSlogLogger(slog.New(&handler{inner: log.Handler(), info: level}))
+	kube := slog.New(&handler{inner: log.Handler(), info: level})
+	reclaim = func() { klog.SetSlogLogger(kube) }
+	reclaim()
 	exit := klog.OsExit
 	klog.OsExit = func(code int) {
 		if cfg.OnExit != nil {
@@ -51,7 +55,10 @@ func Init(cfg Config, log *slog.Logger) error {
 	if cfg.Verbosity == 0 {
 		logrus.SetLevel(logrus.WarnLevel)
 	}
-	return nil
+	// CoreDNS logs through the standard logger.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(writer{log: log.With("component", "dns")})
+	return reclaim, nil
 }
 
 // Context returns ctx with a logger for the component of this name.
@@ -100,15 +107,17 @@ func (h *handler) WithGroup(name string) slog.Handler {
 	return &handler{inner: h.inner.WithGroup(name), info: h.info}
 }
 
-// writer passes logrus' lines on.
+// writer passes on lines of loggers that know no levels but write them into the text.
 type writer struct{ log *slog.Logger }
 
 func (w writer) Write(p []byte) (int, error) {
 	line := strings.TrimSpace(string(p))
-	if strings.HasPrefix(line, "level=info") || strings.HasPrefix(line, "level=debug") {
-		w.log.Debug(line)
-	} else {
-		w.log.Warn(line)
+	for _, quiet := range []string{"level=info", "level=debug", "[INFO]", "[DEBUG]"} {
+		if strings.HasPrefix(line, quiet) {
+			w.log.Debug(line)
+			return len(p), nil
+		}
 	}
+	w.log.Warn(line)
 	return len(p), nil
 }

@@ -46,6 +46,8 @@ type Config struct {
 	Kubeconfig string
 	ResolvConf string // the host's; re-read every minute
 	Custom     string // folder of the owner's files
+	// Started is called after CoreDNS has been set up, which takes klog's output for itself.
+	Started func()
 	// Publish tells the cluster that this node answers DNS on addr. It is called until it succeeds.
 	Publish func(ctx context.Context, addr netip.Addr) error
 }
@@ -78,6 +80,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return remedy.Wrap(fmt.Errorf("start DNS on %s: %w", addr, err), "stop what else holds port 53 on %s, and check the files in %s", addr, s.cfg.Custom)
 	}
 	defer func() { _ = instance.Stop() }() // a later instance replaces it
+	s.cfg.Started()
 	ready()
 	s.publish(ctx, addr)
 
@@ -99,6 +102,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 			continue
 		}
 		instance, corefile = restarted, next
+		s.cfg.Started()
 		s.log.Info("DNS settings changed", "upstreams", upstreams(s.cfg.ResolvConf))
 	}
 }

@@ -1,0 +1,111 @@
+// Package node puts the parts of a node together: which there are, what each needs, and in which order they start.
+//
+// It decides nothing else. Settings come from package config; each part is a package of its own; the arguments of upstream's
+// components are pure functions in arguments.go.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/atollhq/atoll/pkg/config"
+	"github.com/atollhq/atoll/pkg/kube/process"
+	"github.com/atollhq/atoll/pkg/pki"
+	"github.com/atollhq/atoll/pkg/remedy"
+	"github.com/atollhq/atoll/pkg/run"
+	"github.com/atollhq/atoll/pkg/runtime/bundle"
+)
+
+// PauseImage is the sandbox image that is carried inside.
+const PauseImage = "registry.k8s.io/pause:3.10.2"
+
+// Node is one node before and while it runs.
+type Node struct {
+	cfg   config.Config
+	log   *slog.Logger
+	paths paths
+	addr  netip.Addr
+	group run.Group
+	clock *pki.Clock
+
+	bundle *bundle.Bundle
+	api    clients
+	// reclaimLog makes Kubernetes log through ours again after CoreDNS was set up.
+	reclaimLog func()
+	// troubles are asked for what works only in part, for the status page.
+	troubles []func() []error
+
+	mu     sync.Mutex
+	pkiNow []pki.Problem
+	member *run.Group // the parts of an agent that has joined
+}
+
+// New prepares a node; it starts nothing and touches no disk.
+func New(cfg config.Config, built time.Time, log *slog.Logger) *Node {
+	return &Node{cfg: cfg, log: log, paths: newPaths(cfg.DataDir), clock: pki.NewClock(cfg.DataDir, built)}
+}
+
+// prepare does what every role does before its components are made.
+func (n *Node) prepare(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return remedy.Wrap(errors.New("a node needs the rights of root"), "start it with sudo, or as the service that the installer makes")
+	}
+	debug.SetGCPercent(50) // 38 MB less for 1 % of a core: memory is what a shop's box lacks
+	if err := os.MkdirAll(n.cfg.DataDir, 0o755); err != nil {
+		return remedy.Wrap(fmt.Errorf("make the data folder: %w", err), "make it writable, or choose another with --data-dir")
+	}
+	for _, dir := range []string{RunDir, n.paths.staticPods, filepath.Dir(n.paths.kubeletConfig)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return remedy.Wrap(fmt.Errorf("make folder: %w", err), "check that the file system is writable and not full")
+		}
+	}
+	var err error
+	n.reclaimLog, err = process.Init(process.Config{Verbosity: n.cfg.Verbosity, OnExit: func(code int, stack []byte) {
+		n.log.Error("a Kubernetes component ended the process", "code", code, "stack", string(stack))
+	}}, n.log)
+	if err != nil {
+		return err
+	}
+	if n.bundle, err = bundle.Open(n.cfg.DataDir, n.log); err != nil {
+		return err
+	}
+	// kube-proxy, policies and mounts look for nft and mount here.
+	if err := os.Setenv("PATH", n.bundle.Paths().Path(os.Getenv("PATH"))); err != nil {
+		return err
+	}
+	n.addr, err = awaitAddress(ctx, n.cfg, n.log)
+	return err
+}
+
+// clients are what our own components talk to the API server with.
+type clients struct {
+	config *rest.Config
+	kube   kubernetes.Interface
+}
+
+func (n *Node) clients(kubeconfig string) (clients, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return clients{}, fmt.Errorf("read %s: %w", kubeconfig, err)
+	}
+	cfg.QPS, cfg.Burst = 50, 100
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return clients{}, err
+	}
+	return clients{config: cfg, kube: client}, nil
+}

@@ -1,0 +1,138 @@
+package node
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/atollhq/atoll/pkg/atomicfile"
+	"github.com/atollhq/atoll/pkg/config"
+	"github.com/atollhq/atoll/pkg/kube/kubelet"
+	"github.com/atollhq/atoll/pkg/kube/proxy"
+	"github.com/atollhq/atoll/pkg/network/cni"
+	"github.com/atollhq/atoll/pkg/network/dns"
+	"github.com/atollhq/atoll/pkg/network/overlay"
+	"github.com/atollhq/atoll/pkg/run"
+	"github.com/atollhq/atoll/pkg/runtime/containerd"
+	"github.com/atollhq/atoll/pkg/runtime/images"
+)
+
+// addWorkload adds what every node needs to run pods.
+func (n *Node) addWorkload(g *run.Group, api *run.Handle) {
+	unpacked := g.Add(run.Func("programs", func(ctx context.Context, ready func()) error {
+		if _, err := n.bundle.Unpack(); err != nil {
+			return err
+		}
+		ready()
+		select { // the disk has better things to do while the node starts
+		case <-ctx.Done():
+		case <-time.After(20 * time.Second):
+			if err := n.bundle.Settle(); err != nil {
+				n.log.Warn("carried programs not verified", "err", err)
+			}
+		}
+		<-ctx.Done()
+		return nil
+	}))
+	daemon := g.Add(n.containerd(), run.Needs(unpacked), run.Restartable())
+	images := n.imageLoader()
+	n.troubles = append(n.troubles, images.Problems)
+	loader := g.Add(images, run.Needs(daemon), run.Restartable())
+	network := cni.New(cni.Config{
+		Client: n.api.kube, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs, MTU: mtuFor(n.addr, overlay.Header),
+	}, n.log)
+	joined := g.Add(network, run.Needs(api), run.Restartable())
+	g.Add(overlay.New(overlay.Config{
+		Kubeconfig: n.paths.AgentKubeconfig, NodeName: n.cfg.NodeName, NodeIP: n.addr, Interface: n.cfg.FlannelIface,
+		ClusterCIDR: n.cfg.ClusterCIDR, Backend: n.cfg.FlannelBackend, ConfFile: n.paths.flannelConf,
+	}, n.log), run.Needs(api, joined), run.Restartable())
+	g.Add(n.kubelet(), run.Needs(api, loader), run.Lingers())
+	g.Add(proxy.New(proxy.Config{
+		Args: proxyArgs(n.cfg, n.paths, n.cfg.ClusterCIDR), UserArgs: n.cfg.KubeProxyArgs, Healthz: proxyHealthz,
+	}, n.log), run.Needs(api, unpacked), run.Lingers())
+	if !n.cfg.Disabled(config.CoreDNS) {
+		g.Add(dns.New(dns.Config{
+			Listen: func(ctx context.Context) (netip.Addr, error) {
+				cidr, err := network.PodCIDR(ctx)
+				if err != nil {
+					return netip.Addr{}, err
+				}
+				return cni.Gateway(cidr), nil
+			},
+			Domain: n.cfg.ClusterDomain, Kubeconfig: n.dnsKubeconfig(), ResolvConf: n.hostResolvConf(), Custom: "/etc/atoll/dns",
+			Started: n.reclaimLog,
+			Publish: func(ctx context.Context, addr netip.Addr) error {
+				return publishDNS(ctx, n.api.kube, n.cfg.NodeName, addr)
+			},
+		}, n.log), run.Needs(api), run.Restartable())
+	}
+}
+
+func (n *Node) containerd() run.Component {
+	exe, err := os.Executable()
+	if err != nil {
+		exe = "/proc/self/exe"
+	}
+	b := n.bundle.Paths()
+	return containerd.New(containerd.Config{
+		Settings: containerd.Settings{
+			Root: n.paths.containerd, State: RunDir + "/containerd", Socket: ContainerdSocket,
+			Shim: filepath.Join(b.Bin, "containerd-shim-runc-v2"), Runc: filepath.Join(b.Bin, "runc"),
+			CNIBin: b.CNI, CNIConf: n.paths.cniConfDir, RegistryConfig: n.paths.registries, OptDir: n.paths.opt,
+			PauseImage: n.pauseImage(), Snapshotter: n.cfg.Snapshotter, SystemdCgroup: systemdCgroups(),
+			RestrictOOM: !containerd.MayLowerOOMScore(), LogLevel: n.containerdLogLevel(), ImportGlob: n.paths.containerdImports,
+		},
+		Executable: exe, ConfigFile: n.paths.containerdConfig, LogFile: n.paths.containerdLog, Path: os.Getenv("PATH"),
+	}, n.log)
+}
+
+func (n *Node) containerdLogLevel() string {
+	if n.cfg.Verbosity > 0 || n.cfg.Debug {
+		return "info"
+	}
+	return "warn"
+}
+
+func (n *Node) pauseImage() string {
+	if n.cfg.PauseImage != "" {
+		return n.cfg.PauseImage
+	}
+	return PauseImage
+}
+
+func (n *Node) imageLoader() *images.Loader {
+	cfg := images.Config{Socket: ContainerdSocket, Snapshotter: n.cfg.Snapshotter, Folder: n.paths.images, RecordFile: n.paths.imageRecord}
+	if n.cfg.PauseImage == "" {
+		cfg.Always = []string{filepath.Join(n.bundle.Paths().Images, "pause.tar")}
+	}
+	return images.New(cfg, n.log)
+}
+
+func (n *Node) kubelet() run.Component {
+	return run.Func("kubelet", func(ctx context.Context, ready func()) error {
+		file, err := kubelet.Settings{
+			ContainerdSocket: ContainerdSocket, ClusterDNS: n.cfg.DNSAddress().String(), ClusterDomain: n.cfg.ClusterDomain,
+			ResolvConf: n.podResolvConf(), ClientCA: n.paths.AgentClientCA, CertFile: n.paths.KubeletServing, KeyFile: n.paths.KubeletServing,
+			StaticPodDir: n.paths.staticPods, SystemdCgroup: systemdCgroups(), GracefulShutdown: systemdRuns(), ProtectKernelDefaults: n.cfg.ProtectKernelDefaults,
+		}.File()
+		if err != nil {
+			return err
+		}
+		if _, err := atomicfile.WriteIfChanged(n.paths.kubeletConfig, file, 0o600); err != nil {
+			return err
+		}
+		return kubelet.New(kubelet.Config{
+			ConfigFile: n.paths.kubeletConfig, Args: kubeletArgs(n.cfg, n.paths, n.addr), UserArgs: n.cfg.KubeletArgs,
+		}, n.log).Run(ctx, ready)
+	})
+}
+
+// dnsKubeconfig is the identity of the DNS server: one of its own on servers; agents have one identity for all that is not upstream's.
+func (n *Node) dnsKubeconfig() string {
+	if n.cfg.Role == config.Server {
+		return n.paths.CoreDNSKubeconfig
+	}
+	return n.paths.AgentKubeconfig
+}

@@ -1,0 +1,185 @@
+package lab_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atollhq/atoll/pkg/remedy"
+	"github.com/atollhq/atoll/tests/lab"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func unixDial(address string) (net.Conn, error) { return net.DialTimeout("tcp", address, time.Second) }
+
+// ownerDir, in the environment, makes this test program build a lab there and wait to be killed.
+const ownerDir = "LAB_TEST_OWNER_DIR"
+
+func ownLab(dir string) int {
+	o := lab.Options{
+		Dir: dir, ID: lab.AnyID, Bound: true, Command: os.Getenv("LAB_TEST_COMMAND"), Binary: os.Getenv("LAB_TEST_BINARY"),
+		Images: []string{},
+	}
+	l, err := lab.Create(context.Background(), o)
+	if err == nil {
+		err = l.Up(context.Background())
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("up")
+	for {
+		_ = unix.Pause()
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: the lab makes namespaces, mounts and control groups")
+	}
+}
+
+// TestLabGoesWithItsOwner kills a program that owns a lab, as a test that times out or is interrupted would be.
+func TestLabGoesWithItsOwner(t *testing.T) {
+	needRoot(t)
+	before := hostState(t)
+	dir := filepath.Join(t.TempDir(), "lab")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), ownerDir+"="+dir, "LAB_TEST_COMMAND="+built.command, "LAB_TEST_BINARY="+built.standin)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	line := make([]byte, 100)
+	n, err := out.Read(line)
+	if string(line[:n]) != "up\n" {
+		t.Fatalf("owner says %q, %v", line[:n], err)
+	}
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	wantSame(t, before)
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the lab's folder is still there")
+	}
+}
+
+// TestDownAfterACrash kills "up" at many moments; "down" must then remove all that was made.
+func TestDownAfterACrash(t *testing.T) {
+	needRoot(t)
+	before := hostState(t)
+	dir := filepath.Join(t.TempDir(), "lab")
+	up := []string{"--dir", dir, "up", "--id", "15", "--sites", "2", "--nodes", "2", "--no-images", "--binary", built.standin}
+	whole := measureUp(t, dir, up)
+	const moments = 24
+	for i := range moments {
+		after := whole * time.Duration(i) / moments
+		cmd := exec.Command(built.command, up...)
+		must(t, cmd.Start())
+		timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		partial := err != nil
+		out, err := exec.Command(built.command, "--dir", dir, "down").CombinedOutput()
+		if err != nil {
+			t.Fatalf("down after up was killed at %s: %v\n%s", after, err, out)
+		}
+		wantSame(t, before)
+		if t.Failed() {
+			t.Fatalf("up was killed at %s (partial: %v)", after, partial)
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		left, _ := filepath.Glob(dir + "/*")
+		t.Errorf("the lab's folder is still there, with %v", left)
+	}
+}
+
+// measureUp runs "up" and "down" once and returns how long "up" takes.
+func measureUp(t *testing.T, dir string, up []string) time.Duration {
+	t.Helper()
+	began := time.Now()
+	if out, err := exec.Command(built.command, up...).CombinedOutput(); err != nil {
+		t.Fatalf("up: %v\n%s", err, out)
+	}
+	whole := time.Since(began)
+	if out, err := exec.Command(built.command, "--dir", dir, "down").CombinedOutput(); err != nil {
+		t.Fatalf("down: %v\n%s", err, out)
+	}
+	return whole
+}
+
+func TestDownWithoutTheFolder(t *testing.T) {
+	needRoot(t)
+	before := hostState(t)
+	dir := filepath.Join(t.TempDir(), "lab")
+	o := lab.Options{Dir: dir, ID: lab.AnyID, Command: built.command, Binary: built.standin, Images: []string{}}
+	l, err := lab.Create(testContext(t), o)
+	must(t, err)
+	must(t, l.Up(testContext(t)))
+	must(t, os.RemoveAll(dir))
+	found, err := lab.Remove(testContext(t), dir)
+	if err != nil || !found {
+		t.Errorf("found %v, %v", found, err)
+	}
+	wantSame(t, before)
+}
+
+func TestSecondLab(t *testing.T) {
+	l := newLab(t, lab.Options{})
+	ctx := testContext(t)
+	mustUp(t, l)
+	o := lab.Options{Dir: l.Dir(), ID: lab.AnyID, Command: built.command, Binary: built.standin}
+
+	t.Run("in the same folder", func(t *testing.T) {
+		_, err := lab.Create(ctx, o)
+		if err == nil || !strings.Contains(err.Error(), "is up already") || remedy.Of(err) == "" {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("with the same number", func(t *testing.T) {
+		second := o
+		second.Dir = filepath.Join(t.TempDir(), "lab")
+		second.ID = int(l.Site(1).Node(1).Address().As4()[1]) - 77
+		_, err := lab.Create(ctx, second)
+		if err == nil || !strings.Contains(err.Error(), "is up already") || remedy.Of(err) == "" {
+			t.Errorf("got %v", err)
+		}
+	})
+	must(t, l.Site(1).Node(1).Ready(ctx)) // the first one was not touched
+}
+
+func TestBadOptions(t *testing.T) {
+	needRoot(t)
+	good := lab.Options{Dir: filepath.Join(t.TempDir(), "lab"), ID: lab.AnyID, Command: built.command, Binary: built.standin}
+	for name, change := range map[string]func(*lab.Options){
+		"too many sites": func(o *lab.Options) { o.Sites = 100 },
+		"negative nodes": func(o *lab.Options) { o.Nodes = -1 },
+		"number":         func(o *lab.Options) { o.ID = 16 },
+		"no binary":      func(o *lab.Options) { o.Binary = "/no/such/file" },
+		"no folder":      func(o *lab.Options) { o.Dir = "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := hostState(t)
+			o := good
+			change(&o)
+			if _, err := lab.Create(testContext(t), o); err == nil {
+				t.Error("was accepted")
+			}
+			wantSame(t, before)
+		})
+	}
+	if _, err := lab.Open(good.Dir, nil); err == nil || remedy.Of(err) == "" {
+		t.Errorf("open a lab that is not there: %v", err)
+	}
+}

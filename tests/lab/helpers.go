@@ -1,0 +1,229 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atollhq/atoll/tests/lab/internal/wiring"
+)
+
+// keepFiles sees to it that files which we inherited open (a CI's pipe, say) are not inherited by the lab's long-lived processes.
+// Files that Go opens are kept from children anyway.
+func keepFiles() error {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep open files to this process: %w", err)
+	}
+	return nil
+}
+
+// holdGroup is the control group of the processes that hold the networks.
+const holdGroup = "hold"
+
+// hold makes a network namespace and a process that keeps it.
+func (l *Lab) hold(r *record, name string) (wiring.Namespace, error) {
+	fail := func(err error) (wiring.Namespace, error) {
+		return wiring.Namespace{}, fmt.Errorf("make network of %s: %w", name, err)
+	}
+	if err := r.Tree.CreateGroup(holdGroup); err != nil {
+		return fail(err)
+	}
+	cmd := exec.Command(r.Options.Command, "hold", name)
+	cmd.Dir = "/"
+	cmd.Env = []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNET}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return fail(err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	// Until it gets its line it ends when we do; after that it is in the lab's control group and in the record.
+	if err := r.Tree.Join(holdGroup, cmd.Process.Pid); err != nil {
+		return fail(err)
+	}
+	p, err := identify(cmd.Process.Pid)
+	if err != nil {
+		return fail(err)
+	}
+	r.Holders[name] = p
+	if err := writeJSON(l.file(), r); err != nil {
+		return fail(err)
+	}
+	if _, err := fmt.Fprintln(in, "go"); err != nil {
+		return fail(err)
+	}
+	if answer, err := bufio.NewReader(out).ReadString('\n'); err != nil || answer != "ok\n" {
+		return fail(errors.New("its process ended at once"))
+	}
+	go func() { _ = cmd.Wait() }() // no zombie while this process lives
+	return wiring.Namespace{PID: p.PID}, nil
+}
+
+// namespace returns a network that is held, or says that its holder is gone.
+func (r record) namespace(name string) (wiring.Namespace, error) {
+	p := r.Holders[name]
+	if !p.alive() {
+		return wiring.Namespace{}, fmt.Errorf("the network of %s is gone: its process was killed", name)
+	}
+	return wiring.Namespace{PID: p.PID}, nil
+}
+
+// startGuard starts a process that removes the lab when this one is gone. It learns that from a pipe, which the kernel closes.
+func (l *Lab) startGuard(r *record) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	cmd := exec.Command(r.Options.Command, "guard", fmt.Sprint(r.ID), r.UID)
+	cmd.Dir = "/"
+	cmd.Env = []string{}
+	cmd.Stdin = read
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal to the test's process group must not hit it
+	if err := cmd.Start(); err != nil {
+		write.Close()
+		return fmt.Errorf("start guard: %w", err)
+	}
+	go func() { _ = cmd.Wait() }()
+	l.guard = write
+	return nil
+}
+
+// Guard waits for in to end, and then removes lab id unless that was done already. It is the body of the guard process.
+func Guard(ctx context.Context, in io.Reader, id int, uid string) error {
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return err
+	}
+	list, err := entries()
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.ID == id && e.UID == uid {
+			return removeLab(ctx, e)
+		}
+	}
+	return nil
+}
+
+// installTools puts a static busybox, with links for its programs, into the folder that nodes show as /lab/bin. It installs
+// Debian's package when the host has none. A lab without tools works; the reason comes back as a note.
+func (l *Lab) installTools(ctx context.Context) (note string, err error) {
+	dir := filepath.Join(l.dir, "tools")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	const busybox = "/bin/busybox"
+	if _, err := os.Stat(busybox); err != nil {
+		l.step("installing the Debian package busybox-static, for scripts/lab exec")
+		cmd := exec.CommandContext(ctx, "apt-get", "install", "--yes", "--no-install-recommends", "busybox-static")
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Sprintf("nodes have no shell: install busybox-static failed: %v: %s", err, lastLine(out)), nil
+		}
+	}
+	list, err := exec.CommandContext(ctx, busybox, "--list").Output()
+	if err != nil {
+		return "nodes have no shell: " + err.Error(), nil
+	}
+	if err := linkOrCopy(busybox, filepath.Join(dir, "busybox")); err != nil {
+		return "", err
+	}
+	for name := range strings.FieldsSeq(string(list)) {
+		if err := os.Symlink("busybox", filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+func lastLine(text []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return lines[len(lines)-1]
+}
+
+// linkOrCopy gives the file at from a second name, or copies it when the names are on different disks. A link costs nothing and
+// shares the page cache between nodes.
+func linkOrCopy(from, to string) error {
+	from, err := filepath.EvalSymlinks(from)
+	if err != nil {
+		return err
+	}
+	temp := to + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if os.Link(from, temp) != nil {
+		if err := copyFile(from, temp); err != nil {
+			return err
+		}
+	}
+	// As an upgrade would do it: a program that runs keeps its old file.
+	if err := os.Rename(temp, to); err != nil {
+		return err
+	}
+	return os.RemoveAll(temp) // rename does nothing when both names are the same file already
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, info.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return err
+	}
+	return out.Close()
+}
+
+// BuildCommand builds the lab's command from source into the file out, for tests. It takes a moment when nothing has changed.
+func BuildCommand(ctx context.Context, root, out string) error {
+	return buildStatic(ctx, root, "./tests/lab/cmd/lab", out)
+}
+
+// buildStatic uses the flags of the whole repository, so that the build cache is shared.
+func buildStatic(ctx context.Context, root, pkg, out string) error {
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags", "providerless,osusergo,netgo", "-trimpath", "-o", out, pkg)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	var text bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &text, &text
+	// Two go commands that write the same file could leave a mix.
+	return locked(out+".lock", func() error {
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", pkg, err, text.Bytes())
+		}
+		return nil
+	})
+}
