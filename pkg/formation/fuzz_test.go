@@ -28,7 +28,9 @@ func (m memory) Claim(_ context.Context, node, password string) error {
 	return nil
 }
 
-func (m memory) Known(_ context.Context, node string) (bool, error) { return m.claimed[node] != "", nil }
+func (m memory) Known(_ context.Context, node string) (bool, error) {
+	return m.claimed[node] != "", nil
+}
 
 func FuzzSupervisor(f *testing.F) {
 	dir := f.TempDir()

@@ -80,6 +80,13 @@ func (n *Node) adopt(c formation.Cluster) error {
 	}
 	n.cfg.ClusterCIDR, n.cfg.ServiceCIDR, n.cfg.ClusterDNS = c.ClusterCIDRs[0], c.ServiceCIDRs[0], c.ClusterDNS[0]
 	n.cfg.ClusterDomain, n.cfg.FlannelBackend = c.Domain, c.FlannelBackend
+	server := n.cfg.Server
+	if len(c.APIServers) > 0 {
+		server = c.APIServers[0]
+	}
+	if err := pki.WriteNodeKubeconfigs(n.cfg.DataDir, server); err != nil {
+		return err
+	}
 	api, err := n.clients(n.paths.AgentKubeconfig)
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func (m *maker) ShouldProvision(_ context.Context, claim *corev1.PersistentVolum
 
 // ShouldDelete implements controller.DeletionGuard: only volumes whose folder is on this node.
 func (m *maker) ShouldDelete(_ context.Context, pv *corev1.PersistentVolume) bool {
-	m.log.Info("DEBUG should", "pv", pv.Status.Phase);return pv.Annotations[nodeAnnotation] == m.node
+	return pv.Annotations[nodeAnnotation] == m.node
 }
 
 // Provision implements controller.Provisioner. A claim that can never be satisfied is refused with an event and not tried again
@@ -165,7 +165,6 @@ func (m *maker) Delete(_ context.Context, pv *corev1.PersistentVolume) error {
 	if pv.Spec.Local == nil {
 		return &controller.IgnoredError{Reason: "it is not a local volume"}
 	}
-	m.log.Info("DEBUG delete", "pv", pv.Name)
 	found, err := m.folders.remove(pv.Name, pv.Spec.Local.Path)
 	if err != nil {
 		return errors.New(sentence(fmt.Errorf("remove volume %s: %w", pv.Name, err)))
