@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -71,7 +70,7 @@ func Assign(services []*corev1.Service, nodes []*corev1.Node, endpoints []*disco
 			d = place(svc, nodes, endpoints)
 			// A Service that waits for endpoints keeps its ports: it will be back.
 			for _, p := range svc.Spec.Ports {
-				claims[claim{protocol(p), p.Port}] = holder{key, "held by service " + key.String()}
+				claims[claim{protocol(p), p.Port}] = holder{key, false}
 			}
 		}
 		out[key] = d
@@ -92,8 +91,15 @@ type claim struct {
 }
 
 type holder struct {
-	key Key
-	how string
+	key      Key
+	nodePort bool
+}
+
+func (h holder) String() string {
+	if h.nodePort {
+		return "the node port of service " + h.key.String()
+	}
+	return "held by service " + h.key.String()
 }
 
 // nodePorts are claims too: a packet for a load balancer's address never comes to the node port of another Service.
@@ -103,7 +109,7 @@ func nodePorts(services []*corev1.Service) map[claim]holder {
 		key := Key{svc.Namespace, svc.Name}
 		for _, p := range svc.Spec.Ports {
 			if p.NodePort != 0 {
-				out[claim{protocol(p), p.NodePort}] = holder{key, "the node port of service " + key.String()}
+				out[claim{protocol(p), p.NodePort}] = holder{key, true}
 			}
 		}
 	}
@@ -112,7 +118,13 @@ func nodePorts(services []*corev1.Service) map[claim]holder {
 
 func protocol(p corev1.ServicePort) corev1.Protocol { return cmp.Or(p.Protocol, corev1.ProtocolTCP) }
 
-// inOrder returns our Services in the order in which they choose: those that have addresses first, so that nobody loses a port
+// holds tells whether svc got its ports in an earlier round. It may still have no address, for want of a node or a pod.
+func holds(svc *corev1.Service) bool {
+	c := meta.FindStatusCondition(svc.Status.Conditions, Condition)
+	return c != nil && c.Reason != PortTaken && c.Reason != PortReserved
+}
+
+// inOrder returns our Services in the order in which they choose: those that hold their ports first, so that nobody loses a port
 // to an older Service that becomes a load balancer later; then the older first.
 func inOrder(services []*corev1.Service) []*corev1.Service {
 	var out []*corev1.Service
@@ -122,7 +134,7 @@ func inOrder(services []*corev1.Service) []*corev1.Service {
 		}
 	}
 	waits := func(s *corev1.Service) int {
-		if meta.IsStatusConditionTrue(s.Status.Conditions, Condition) {
+		if holds(s) {
 			return 0
 		}
 		return 1
@@ -136,7 +148,6 @@ func inOrder(services []*corev1.Service) []*corev1.Service {
 
 // refuse returns a Decision with a reason when a port of svc is not free.
 func refuse(svc *corev1.Service, claims map[claim]holder, reserved []Port) Decision {
-	has := meta.IsStatusConditionTrue(svc.Status.Conditions, Condition)
 	for _, p := range svc.Spec.Ports {
 		for _, r := range reserved {
 			if r.Protocol == protocol(p) && r.Number == p.Port {
@@ -149,11 +160,11 @@ func refuse(svc *corev1.Service, claims map[claim]holder, reserved []Port) Decis
 			continue
 		}
 		// A node port that was given away after this Service got its port does not take it back.
-		if has && strings.HasPrefix(h.how, "the node port") {
+		if h.nodePort && holds(svc) {
 			continue
 		}
 		return Decision{Reason: PortTaken, Message: fmt.Sprintf(
-			"port %d/%s is %s; give one of the two another port, or delete the other service", p.Port, protocol(p), h.how)}
+			"port %d/%s is %s; give one of the two another port, or delete the other service", p.Port, protocol(p), h)}
 	}
 	return Decision{}
 }
@@ -266,12 +277,10 @@ func Status(svc *corev1.Service, d Decision, decided bool, now metav1.Time) (wan
 			return want, false
 		}
 		meta.RemoveStatusCondition(&want.Conditions, Condition)
-		if before.Status == metav1.ConditionTrue {
-			// The API server empties the list itself when the type changes, as it must before the class can. What is
-			// there after that is the work of somebody else; only in a list with our marker it is ours.
-			if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-				want.LoadBalancer.Ingress = nil
-			}
+		// A class can only change by way of another type, on which the API server empties the list itself. So a list that
+		// a load balancer of another class has now is the work of that one.
+		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+			want.LoadBalancer.Ingress = nil
 		}
 		return want, true
 	}
