@@ -154,3 +154,16 @@ func proxyArgs(cfg config.Config, p paths, clusterCIDR netip.Prefix) process.Arg
 		"conntrack-min":          "0",
 	}
 }
+
+// Arguments returns the arguments of upstream's components on a server with these settings, by component. The benchmark runs the
+// same components with the same arguments as separate processes.
+func Arguments(cfg config.Config, addr netip.Addr, etcd string) map[string]process.Args {
+	p := newPaths(cfg.DataDir)
+	return map[string]process.Args{
+		"kube-apiserver":          apiServerArgs(cfg, p, addr, etcd),
+		"kube-controller-manager": controllerManagerArgs(cfg, p),
+		"kube-scheduler":          schedulerArgs(cfg, p),
+		"kubelet":                 kubeletArgs(cfg, p, addr),
+		"kube-proxy":              proxyArgs(cfg, p, cfg.ClusterCIDR),
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,6 +53,10 @@ func (n *Node) readiness(began time.Time) run.Component {
 			if err == nil && labelled && nodeReady(node) {
 				n.log.Info("node is ready", "node", n.cfg.NodeName, "address", n.addr, "after", time.Since(began).Round(time.Millisecond))
 				ready()
+				// Only now does the init system call the service started. Without one this does nothing.
+				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+					n.log.Warn("cannot tell the init system that the node is ready", "err", err)
+				}
 				<-ctx.Done()
 				return nil
 			}

@@ -72,3 +72,6 @@ func writeServerFiles(cfg config.Config, p paths) error {
 	_, err := atomicfile.WriteIfChanged(p.admission, []byte(admissionConfig(cfg.PodSecurity)), 0o600)
 	return err
 }
+
+// WriteServerFiles writes the files that the API server of a node with these settings reads, for the benchmark.
+func WriteServerFiles(cfg config.Config) error { return writeServerFiles(cfg, newPaths(cfg.DataDir)) }

@@ -237,23 +237,25 @@ func TestRenewalIsSafeForTwoReads(t *testing.T) {
 func TestKeeperActsWithinAMinute(t *testing.T) {
 	for _, row := range []struct {
 		name string
-		do   func(t *testing.T, dir string, offset *atomic.Int64, s *pki.Subject)
+		do   func(t *testing.T, dir string, offset *atomic.Int64, s *atomic.Pointer[pki.Subject])
 		want int // leaves issued
 	}{
-		{"nothing", func(*testing.T, string, *atomic.Int64, *pki.Subject) {}, 0},
-		{"clock jumps a year", func(_ *testing.T, _ string, offset *atomic.Int64, _ *pki.Subject) {
+		{"nothing", func(*testing.T, string, *atomic.Int64, *atomic.Pointer[pki.Subject]) {}, 0},
+		{"clock jumps a year", func(_ *testing.T, _ string, offset *atomic.Int64, _ *atomic.Pointer[pki.Subject]) {
 			offset.Add(int64(365 * 24 * time.Hour))
 		}, 14},
-		{"clock jumps back", func(_ *testing.T, _ string, offset *atomic.Int64, _ *pki.Subject) {
+		{"clock jumps back", func(_ *testing.T, _ string, offset *atomic.Int64, _ *atomic.Pointer[pki.Subject]) {
 			offset.Add(-int64(20 * 365 * 24 * time.Hour))
 		}, 14},
-		{"rotation asked for", func(t *testing.T, dir string, _ *atomic.Int64, _ *pki.Subject) {
+		{"rotation asked for", func(t *testing.T, dir string, _ *atomic.Int64, _ *atomic.Pointer[pki.Subject]) {
 			if err := pki.Rotate(dir); err != nil {
 				t.Error(err)
 			}
 		}, 14},
-		{"address changes", func(_ *testing.T, _ string, _ *atomic.Int64, s *pki.Subject) {
-			s.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")}
+		{"address changes", func(_ *testing.T, _ string, _ *atomic.Int64, s *atomic.Pointer[pki.Subject]) {
+			moved := *s.Load()
+			moved.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.9")}
+			s.Store(&moved)
 		}, 2},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -262,9 +264,11 @@ func TestKeeperActsWithinAMinute(t *testing.T) {
 				var offset atomic.Int64
 				clock := &pki.Clock{Now: func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }}
 				p := firstStart(t, dir, clock)
-				s := subject()
+				var s atomic.Pointer[pki.Subject]
+				first := subject()
+				s.Store(&first)
 				issued := 0
-				keeper := pki.NewRenewer(dir, func() pki.Subject { return s }, func(set pki.Set) { issued += len(set.Issued) }, clock, quiet)
+				keeper := pki.NewRenewer(dir, func() pki.Subject { return *s.Load() }, func(set pki.Set) { issued += len(set.Issued) }, clock, quiet)
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error)
 				go func() { done <- keeper.Run(ctx, func() {}) }()

@@ -206,11 +206,11 @@ func copyFile(from, to string) error {
 
 // BuildCommand builds the lab's command from source into the file out, for tests. It takes a moment when nothing has changed.
 func BuildCommand(ctx context.Context, root, out string) error {
-	return buildStatic(ctx, root, "./tests/lab/cmd/lab", out)
+	return BuildStatic(ctx, root, "./tests/lab/cmd/lab", out)
 }
 
-// buildStatic uses the flags of the whole repository, so that the build cache is shared.
-func buildStatic(ctx context.Context, root, pkg, out string) error {
+// BuildStatic builds a program of this repository. It uses the flags of the whole repository, so that the build cache is shared.
+func BuildStatic(ctx context.Context, root, pkg, out string) error {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
 	}

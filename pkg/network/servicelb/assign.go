@@ -203,8 +203,7 @@ func place(svc *corev1.Service, nodes []*corev1.Node, endpoints []*discoveryv1.E
 func usable(nodes []*corev1.Node) []*corev1.Node {
 	var ready, all []*corev1.Node
 	for _, n := range nodes {
-		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil ||
-			slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == toBeDeleted }) {
+		if !mayServe(n) {
 			continue
 		}
 		all = append(all, n)
@@ -216,6 +215,12 @@ func usable(nodes []*corev1.Node) []*corev1.Node {
 		return all
 	}
 	return ready
+}
+
+func mayServe(n *corev1.Node) bool {
+	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
+	return !excluded && n.DeletionTimestamp == nil &&
+		!slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == toBeDeleted })
 }
 
 func isReady(n *corev1.Node) bool {

@@ -55,14 +55,16 @@ type Config struct {
 
 // Controller keeps the status of Services right. It is a run.Component that may run again after a failure.
 type Controller struct {
-	cfg           Config
-	log           *slog.Logger
-	informers     []cache.SharedIndexInformer
-	services      corelisters.ServiceLister
-	nodes         corelisters.NodeLister
-	slices        discoverylisters.EndpointSliceLister
-	wake          chan struct{}
-	eventRecorder record.EventRecorder // while it runs
+	cfg       Config
+	log       *slog.Logger
+	informers []cache.SharedIndexInformer
+	services  corelisters.ServiceLister
+	nodes     corelisters.NodeLister
+	endpoints discoverylisters.EndpointSliceLister
+	wake      chan struct{}
+	// wrote holds the cached objects whose status was written. While the cache still has one of them, it is behind, and what
+	// it says has been dealt with. Belongs to Run.
+	wrote map[*corev1.Service]bool
 }
 
 // New makes a Controller. It starts nothing.
@@ -77,7 +79,7 @@ func New(cfg Config) *Controller {
 	return &Controller{
 		cfg: cfg, log: cfg.Log.With("component", "service-lb"),
 		informers: []cache.SharedIndexInformer{core.Services().Informer(), core.Nodes().Informer(), discovery.EndpointSlices().Informer()},
-		services:  core.Services().Lister(), nodes: core.Nodes().Lister(), slices: discovery.EndpointSlices().Lister(),
+		services:  core.Services().Lister(), nodes: core.Nodes().Lister(), endpoints: discovery.EndpointSlices().Lister(),
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -87,10 +89,11 @@ func (c *Controller) Name() string { return "service-lb" }
 
 // Run works until ctx ends. It is ready when it knows the cluster.
 func (c *Controller) Run(ctx context.Context, ready func()) error {
+	c.wrote = nil
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.cfg.Client.CoreV1().Events("")})
-	c.eventRecorder = events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "atoll-service-lb"})
+	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "atoll-service-lb"})
 
 	synced, unwatch, err := c.watch()
 	if err != nil {
@@ -115,7 +118,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 				return nil
 			}
 		}
-		if err := c.round(ctx); err != nil && ctx.Err() == nil {
+		if err := c.round(ctx, recorder); err != nil && ctx.Err() == nil {
 			c.log.Log(ctx, levelOf(err), "status of a service could not be written", "err", err, "pause", pause)
 			retry.Reset(pause)
 			pause = min(2*pause, retryMost)
@@ -145,7 +148,7 @@ func rest(ctx context.Context, d time.Duration) bool {
 }
 
 // round decides for all Services and writes what differs. It goes on after an error, and returns the first.
-func (c *Controller) round(ctx context.Context) error {
+func (c *Controller) round(ctx context.Context, recorder record.EventRecorder) error {
 	services, err := c.services.List(labels.Everything())
 	if err != nil {
 		return fmt.Errorf("list services: %w", err)
@@ -154,7 +157,7 @@ func (c *Controller) round(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list nodes: %w", err)
 	}
-	endpoints, err := c.slices.List(labels.Everything())
+	endpoints, err := c.endpoints.List(labels.Everything())
 	if err != nil {
 		return fmt.Errorf("list endpoint slices: %w", err)
 	}
@@ -164,38 +167,48 @@ func (c *Controller) round(ctx context.Context) error {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	var first error
+	wrote := map[*corev1.Service]bool{}
 	for _, svc := range services {
+		if c.wrote[svc] {
+			wrote[svc] = true
+			continue
+		}
 		decision, decided := decisions[Key{svc.Namespace, svc.Name}]
 		status, changed := Status(svc, decision, decided, metav1.Now())
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, status, decision); err != nil && first == nil {
+		written, err := c.write(ctx, svc, status)
+		if written {
+			wrote[svc] = true
+			c.tell(recorder, svc, decision)
+		}
+		if first == nil {
 			first = err
 		}
 	}
+	c.wrote = wrote
 	return first
 }
 
 // write updates the status of one Service. The version of svc goes along, so that nothing newer is overwritten.
-func (c *Controller) write(ctx context.Context, svc *corev1.Service, status corev1.ServiceStatus, d Decision) error {
+func (c *Controller) write(ctx context.Context, svc *corev1.Service, status corev1.ServiceStatus) (written bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	next := svc.DeepCopy()
 	next.Status = status
-	_, err := c.cfg.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	_, err = c.cfg.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("write status of service %s/%s: %w", svc.Namespace, svc.Name, err)
+		return false, fmt.Errorf("write status of service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
-	c.tell(svc, d)
-	return nil
+	return true, nil
 }
 
 // tell records an event when a Service begins to wait for its ports or for nodes, or gets addresses after that.
-func (c *Controller) tell(svc *corev1.Service, d Decision) {
+func (c *Controller) tell(recorder record.EventRecorder, svc *corev1.Service, d Decision) {
 	before := ""
 	if cond := meta.FindStatusCondition(svc.Status.Conditions, Condition); cond != nil {
 		before = cond.Reason + cond.Message
@@ -206,9 +219,9 @@ func (c *Controller) tell(svc *corev1.Service, d Decision) {
 	c.log.Info("service decided", "service", svc.Namespace+"/"+svc.Name, "reason", d.Reason, "addresses", d.Addresses)
 	switch d.Reason {
 	case PortTaken, PortReserved, NoNodes:
-		c.eventRecorder.Event(svc, corev1.EventTypeWarning, d.Reason, d.Message)
+		recorder.Event(svc, corev1.EventTypeWarning, d.Reason, d.Message)
 	case Assigned:
-		c.eventRecorder.Eventf(svc, corev1.EventTypeNormal, d.Reason, "addresses of nodes: %v", d.Addresses)
+		recorder.Eventf(svc, corev1.EventTypeNormal, d.Reason, "addresses of nodes: %v", d.Addresses)
 	}
 }
 
@@ -245,18 +258,13 @@ func changed(before, after any) bool {
 	switch a := before.(type) {
 	case *corev1.Node:
 		b, ok := after.(*corev1.Node)
-		_, wasOut := a.Labels[corev1.LabelNodeExcludeBalancers]
-		return !ok || isReady(a) != isReady(b) || wasOut != hasKey(b.Labels, corev1.LabelNodeExcludeBalancers) ||
-			!slices.Equal(a.Status.Addresses, b.Status.Addresses) || len(a.Spec.Taints) != len(b.Spec.Taints) ||
-			(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil)
+		return !ok || mayServe(a) != mayServe(b) || isReady(a) != isReady(b) || !slices.Equal(a.Status.Addresses, b.Status.Addresses)
 	case *discoveryv1.EndpointSlice:
 		b, ok := after.(*discoveryv1.EndpointSlice)
 		return !ok || !apiequality.Semantic.DeepEqual(a.Endpoints, b.Endpoints)
 	}
 	return true
 }
-
-func hasKey(m map[string]string, key string) bool { _, ok := m[key]; return ok }
 
 func (c *Controller) poke() {
 	select {
