@@ -131,23 +131,24 @@ func rank(path string) int {
 	return 1
 }
 
-// conflictsOf finds objects that more than one file has. The first file keeps it. A broken file keeps its objects too: what it
-// had when it was whole is not known here, so it takes no part.
+// conflictsOf finds objects that are in more than one place. The first file keeps them. Of a broken or skipped file no objects are known here.
 func conflictsOf(sources []Source) (leave map[string][]Key, conflicts []Conflict) {
 	leave = map[string][]Key{}
 	owner := map[Key]string{}
 	for _, s := range sources {
 		for _, k := range s.Keys {
 			first, taken := owner[k]
-			switch {
-			case !taken:
+			if !taken {
 				owner[k] = s.Path
-			case first != s.Path || !slices.Contains(leave[s.Path], k):
-				if first != s.Path {
-					leave[s.Path] = append(leave[s.Path], k)
-				}
-				conflicts = append(conflicts, Conflict{Key: k, Path: s.Path, Winner: first})
+				continue
 			}
+			if slices.Contains(leave[s.Path], k) {
+				continue
+			}
+			if first != s.Path { // else it is in the file twice, and the later one counts
+				leave[s.Path] = append(leave[s.Path], k)
+			}
+			conflicts = append(conflicts, Conflict{Key: k, Path: s.Path, Winner: first})
 		}
 	}
 	return leave, conflicts

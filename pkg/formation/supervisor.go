@@ -53,7 +53,7 @@ func NewSupervisor(c SupervisorConfig, log *slog.Logger) *Supervisor {
 // Name implements run.Component.
 func (s *Supervisor) Name() string { return "supervisor" }
 
-// Run implements run.Component.
+// Run implements run.Component. It runs once: its listener is closed when it ends.
 func (s *Supervisor) Run(ctx context.Context, ready func()) error {
 	server := &http.Server{
 		Handler:           s.handler(),

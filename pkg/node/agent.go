@@ -69,6 +69,7 @@ func (n *Node) runMember(ctx context.Context, agent *formation.Agent, cluster fo
 		return nil
 	}))
 	n.addWorkload(&members, joined)
+	members.Add(n.sharedInformers(), run.Needs(joined))
 	members.Add(n.readiness(began), run.Needs(joined))
 	return members.Run(ctx)
 }
@@ -87,12 +88,5 @@ func (n *Node) adopt(c formation.Cluster) error {
 	if err := pki.WriteNodeKubeconfigs(n.cfg.DataDir, server); err != nil {
 		return err
 	}
-	api, err := n.clients(n.paths.AgentKubeconfig)
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.api = api
-	return nil
+	return n.connectNode()
 }

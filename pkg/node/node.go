@@ -16,8 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/atollhq/atoll/pkg/config"
@@ -41,7 +42,10 @@ type Node struct {
 	clock *pki.Clock
 
 	bundle *bundle.Bundle
-	api    clients
+	// Our own parts reach the API with the identity that their work needs, and no more.
+	asKubelet, asAgent, asController kubernetes.Interface
+	informers                        informers.SharedInformerFactory // as agent; started by the component of that name
+
 	// reclaimLog makes Kubernetes log through ours again after CoreDNS was set up.
 	reclaimLog func()
 	// troubles are asked for what works only in part, for the status page.
@@ -89,23 +93,50 @@ func (n *Node) prepare(ctx context.Context) error {
 	return err
 }
 
-// clients are what our own components talk to the API server with.
-type clients struct {
-	config *rest.Config
-	kube   kubernetes.Interface
-}
-
-func (n *Node) clients(kubeconfig string) (clients, error) {
+// connect makes a client with the identity of a kubeconfig.
+func connect(kubeconfig string) (kubernetes.Interface, error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
-		return clients{}, fmt.Errorf("read %s: %w", kubeconfig, err)
+		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
 	}
 	cfg.QPS, cfg.Burst = 50, 100
 	cfg.ContentType = "application/vnd.kubernetes.protobuf"
 	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	client, err := kubernetes.NewForConfig(cfg)
+	return kubernetes.NewForConfig(cfg)
+}
+
+// connectNode makes the clients that every node has.
+func (n *Node) connectNode() error {
+	kubelet, err := connect(n.paths.KubeletKubeconfig)
 	if err != nil {
-		return clients{}, err
+		return err
 	}
-	return clients{config: cfg, kube: client}, nil
+	agent, err := connect(n.paths.AgentKubeconfig)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asKubelet, n.asAgent = kubelet, agent
+	n.informers = informers.NewSharedInformerFactoryWithOptions(agent, 0, informers.WithTransform(slim))
+	return nil
+}
+
+// slim takes from an object what none of our parts reads, before it goes into the shared cache.
+func slim(object any) (any, error) {
+	if o, err := meta.Accessor(object); err == nil {
+		o.SetManagedFields(nil)
+	}
+	return object, nil
+}
+
+// sharedInformers runs the informers that the node's parts have asked for when they were made. It comes last among those who ask.
+func (n *Node) sharedInformers() run.Component {
+	return run.Func("informers", func(ctx context.Context, ready func()) error {
+		n.informers.StartWithContext(ctx)
+		ready()
+		<-ctx.Done()
+		n.informers.Shutdown()
+		return nil
+	})
 }

@@ -18,6 +18,9 @@ const StatusSocket = RunDir + "/status.sock"
 // ContainerdSocket is the container runtime's.
 const ContainerdSocket = RunDir + "/containerd/containerd.sock"
 
+// PolicySocket is where the CNI plugin atoll-policy asks for the rules of a new pod.
+const PolicySocket = RunDir + "/policy.sock"
+
 // paths are the places on a node's disk. They are computed once from the data folder and touch no disk.
 type paths struct {
 	pki.Paths

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"time"
 
@@ -42,31 +41,38 @@ func publishDNS(ctx context.Context, client kubernetes.Interface, nodeName strin
 	return err
 }
 
-// readiness waits until the node object says Ready, marks a server as one, and says how long it took.
+// readiness waits until the node object says Ready, tells the init system, and marks a server as one.
 func (n *Node) readiness(began time.Time) run.Component {
 	return run.Func("node", func(ctx context.Context, ready func()) error {
-		for labelled := n.cfg.Role == config.Agent; ctx.Err() == nil; {
-			node, err := n.api.kube.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
-			if err == nil && !labelled {
-				labelled = markServer(ctx, n.api.kube, node, n.log)
-			}
-			if err == nil && labelled && nodeReady(node) {
-				n.log.Info("node is ready", "node", n.cfg.NodeName, "address", n.addr, "after", time.Since(began).Round(time.Millisecond))
-				ready()
-				// Only now does the init system call the service started. Without one this does nothing.
-				if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-					n.log.Warn("cannot tell the init system that the node is ready", "err", err)
-				}
-				<-ctx.Done()
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
+		n.awaitReady(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
+		n.log.Info("node is ready", "node", n.cfg.NodeName, "address", n.addr, "after", time.Since(began).Round(time.Millisecond))
+		ready()
+		// Only now does the init system call the service started. Without one this does nothing.
+		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			n.log.Warn("cannot tell the init system that the node is ready", "err", err)
+		}
+		if n.cfg.Role == config.Server {
+			n.markServer(ctx)
+		}
+		<-ctx.Done()
 		return nil
 	})
+}
+
+func (n *Node) awaitReady(ctx context.Context) {
+	for ctx.Err() == nil {
+		node, err := n.asKubelet.CoreV1().Nodes().Get(ctx, n.cfg.NodeName, metav1.GetOptions{ResourceVersion: "0"})
+		if err == nil && nodeReady(node) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func nodeReady(node *corev1.Node) bool {
@@ -78,16 +84,19 @@ func nodeReady(node *corev1.Node) bool {
 	return false
 }
 
-// markServer sets the role label; the kubelet may not set it itself.
-func markServer(ctx context.Context, client kubernetes.Interface, node *corev1.Node, log *slog.Logger) bool {
+// markServer sets the role label; the kubelet may not set it itself. It tries until it succeeds.
+func (n *Node) markServer(ctx context.Context) {
 	const label = "node-role.kubernetes.io/control-plane"
-	if node.Labels[label] == "true" {
-		return true
-	}
 	patch := []byte(`{"metadata":{"labels":{"` + label + `":"true"}}}`)
-	if _, err := client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
-		log.Debug("cannot label the node yet", "err", err)
-		return false
+	for ctx.Err() == nil {
+		_, err := n.asController.CoreV1().Nodes().Patch(ctx, n.cfg.NodeName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		if err == nil {
+			return
+		}
+		n.log.Debug("cannot label the node yet", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
 	}
-	return true
 }

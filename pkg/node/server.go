@@ -15,6 +15,7 @@ import (
 	"github.com/atollhq/atoll/pkg/kube/controllers"
 	"github.com/atollhq/atoll/pkg/kube/election"
 	"github.com/atollhq/atoll/pkg/kube/metrics"
+	"github.com/atollhq/atoll/pkg/network/servicelb"
 	"github.com/atollhq/atoll/pkg/pki"
 	"github.com/atollhq/atoll/pkg/remedy"
 	"github.com/atollhq/atoll/pkg/run"
@@ -45,7 +46,10 @@ func (n *Node) RunServer(ctx context.Context) error {
 		return err
 	}
 	mux := formation.NewMux(listener, n.log)
-	if n.api, err = n.clients(n.paths.AdminKubeconfig); err != nil {
+	if err := n.connectNode(); err != nil {
+		return err
+	}
+	if n.asController, err = connect(n.paths.ControllerKubeconfig); err != nil {
 		return err
 	}
 	n.group.Log = n.log
@@ -61,9 +65,12 @@ func (n *Node) RunServer(ctx context.Context) error {
 	api := n.group.Add(apiserver.New(apiserver.Config{
 		Args: apiServerArgs(n.cfg, n.paths, n.addr, "unix://"+n.paths.datastoreSocket), UserArgs: n.cfg.APIServerArgs, Listener: mux.API(),
 	}, n.log), run.Needs(store), run.StopWithin(8*time.Second))
-	n.addControllers(api)
+	if err := n.addControllers(api); err != nil {
+		return err
+	}
 	n.addWorkload(&n.group, api)
 	n.addServices(api)
+	n.group.Add(n.sharedInformers(), run.Needs(api))
 	n.group.Add(n.readiness(began), run.Needs(api))
 	return n.group.Run(ctx)
 }
@@ -115,7 +122,7 @@ func (n *Node) supervisor(mux *formation.Mux) (run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets := formation.NewSecrets(n.api.kube.CoreV1())
+	secrets := formation.NewSecrets(n.asController.CoreV1())
 	facts := formation.Cluster{
 		ClusterCIDRs: []netip.Prefix{n.cfg.ClusterCIDR}, ServiceCIDRs: []netip.Prefix{n.cfg.ServiceCIDR},
 		ClusterDNS: []netip.Addr{n.cfg.DNSAddress()}, Domain: n.cfg.ClusterDomain, FlannelBackend: n.cfg.FlannelBackend,
@@ -150,17 +157,23 @@ func (n *Node) subject() pki.Subject {
 	}
 }
 
-// addControllers adds what runs on one server of the site at a time.
-func (n *Node) addControllers(api *run.Handle) {
+// addControllers adds what runs on one server of the site at a time. Each stands for election with the identity of its work,
+// to which upstream's roles give the lease of its name.
+func (n *Node) addControllers(api *run.Handle) error {
 	for _, part := range []struct {
-		name string
-		work election.Work
+		name, kubeconfig string
+		work             election.Work
 	}{
-		{"kube-controller-manager", controllers.Manager(controllerManagerArgs(n.cfg, n.paths), n.cfg.ControllerManagerArgs)},
-		{"kube-scheduler", controllers.Scheduler(schedulerArgs(n.cfg, n.paths), n.cfg.SchedulerArgs)},
+		{"kube-controller-manager", n.paths.ControllerManagerKubeconfig, controllers.Manager(controllerManagerArgs(n.cfg, n.paths), n.cfg.ControllerManagerArgs)},
+		{"kube-scheduler", n.paths.SchedulerKubeconfig, controllers.Scheduler(schedulerArgs(n.cfg, n.paths), n.cfg.SchedulerArgs)},
 	} {
-		n.group.Add(election.New(election.Config{Name: part.name, Identity: n.cfg.NodeName, Client: n.api.kube}, part.work, n.log), run.Needs(api))
+		client, err := connect(part.kubeconfig)
+		if err != nil {
+			return err
+		}
+		n.group.Add(election.New(election.Config{Name: part.name, Identity: n.cfg.NodeName, Client: client}, part.work, n.log), run.Needs(api))
 	}
+	return nil
 }
 
 // addServices adds what a server offers beyond upstream's components.
@@ -169,5 +182,9 @@ func (n *Node) addServices(api *run.Handle) {
 		n.group.Add(metrics.New(metrics.Config{
 			Kubeconfig: n.paths.MetricsKubeconfig, CertFile: n.paths.Local, KeyFile: n.paths.Local, KubeletCA: n.paths.KubeletCA.Cert,
 		}, n.log), run.Needs(api), run.Restartable())
+	}
+	if !n.cfg.Disabled(config.ServiceLB) {
+		// Every server computes the same; one would do, but the second changes nothing and an election costs writes.
+		n.group.Add(servicelb.New(servicelb.Config{Client: n.asController, Factory: n.informers, Log: n.log}), run.Needs(api), run.Restartable())
 	}
 }

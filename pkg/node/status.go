@@ -90,7 +90,7 @@ func diskProblems(dir string) []status.Problem {
 // clusterProblems asks the API about this node and its pods.
 func (n *Node) clusterProblems(ctx context.Context, r *status.Report) []status.Problem {
 	n.mu.Lock()
-	client := n.api.kube
+	client := n.asKubelet
 	n.mu.Unlock()
 	if client == nil {
 		return nil

@@ -13,10 +13,13 @@ import (
 	"github.com/atollhq/atoll/pkg/kube/proxy"
 	"github.com/atollhq/atoll/pkg/network/cni"
 	"github.com/atollhq/atoll/pkg/network/dns"
+	"github.com/atollhq/atoll/pkg/network/masquerade"
 	"github.com/atollhq/atoll/pkg/network/overlay"
+	"github.com/atollhq/atoll/pkg/network/policy"
 	"github.com/atollhq/atoll/pkg/run"
 	"github.com/atollhq/atoll/pkg/runtime/containerd"
 	"github.com/atollhq/atoll/pkg/runtime/images"
+	"github.com/atollhq/atoll/pkg/storage"
 )
 
 // addWorkload adds what every node needs to run pods.
@@ -40,14 +43,32 @@ func (n *Node) addWorkload(g *run.Group, api *run.Handle) {
 	images := n.imageLoader()
 	n.troubles = append(n.troubles, images.Problems)
 	loader := g.Add(images, run.Needs(daemon), run.Restartable())
+	policySocket := PolicySocket
+	if n.cfg.Disabled(config.NetworkPolicy) {
+		policySocket = ""
+	}
 	network := cni.New(cni.Config{
-		Client: n.api.kube, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs, MTU: mtuFor(n.addr, overlay.Header),
+		Policy: policySocket,
+		Client: n.asKubelet, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs, MTU: mtuFor(n.addr, overlay.Header),
 	}, n.log)
 	joined := g.Add(network, run.Needs(api), run.Restartable())
 	g.Add(overlay.New(overlay.Config{
 		Kubeconfig: n.paths.AgentKubeconfig, NodeName: n.cfg.NodeName, NodeIP: n.addr, Interface: n.cfg.FlannelIface,
 		ClusterCIDR: n.cfg.ClusterCIDR, Backend: n.cfg.FlannelBackend, ConfFile: n.paths.flannelConf,
 	}, n.log), run.Needs(api, joined), run.Restartable())
+	g.Add(masquerade.New(masquerade.Config{
+		PodCIDRs: []netip.Prefix{n.cfg.ClusterCIDR}, ServiceCIDRs: []netip.Prefix{n.cfg.ServiceCIDR}, Log: n.log,
+	}), run.Needs(unpacked), run.Restartable())
+	if policySocket != "" {
+		g.Add(policy.New(policy.Config{
+			NodeName: n.cfg.NodeName, Factory: n.informers, Builtins: []policy.Builtin{policy.DNS(n.cfg.DNSAddress())}, Socket: policySocket, Log: n.log,
+		}), run.Needs(api, unpacked), run.Restartable())
+	}
+	if !n.cfg.Disabled(config.LocalStorage) {
+		volumes := storage.New(storage.Config{Client: n.asAgent, NodeName: n.cfg.NodeName, Folder: n.cfg.StoragePath()}, n.log)
+		n.troubles = append(n.troubles, volumes.Problems)
+		g.Add(volumes, run.Needs(api), run.Restartable())
+	}
 	g.Add(n.kubelet(), run.Needs(api, loader), run.Lingers())
 	g.Add(proxy.New(proxy.Config{
 		Args: proxyArgs(n.cfg, n.paths, n.cfg.ClusterCIDR), UserArgs: n.cfg.KubeProxyArgs, Healthz: proxyHealthz,
@@ -64,7 +85,7 @@ func (n *Node) addWorkload(g *run.Group, api *run.Handle) {
 			Domain: n.cfg.ClusterDomain, Kubeconfig: n.dnsKubeconfig(), ResolvConf: n.hostResolvConf(), Custom: "/etc/atoll/dns",
 			Started: n.reclaimLog,
 			Publish: func(ctx context.Context, addr netip.Addr) error {
-				return publishDNS(ctx, n.api.kube, n.cfg.NodeName, addr)
+				return publishDNS(ctx, n.asAgent, n.cfg.NodeName, addr)
 			},
 		}, n.log), run.Needs(api), run.Restartable())
 	}

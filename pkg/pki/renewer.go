@@ -68,6 +68,9 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 		if err != nil {
 			next = elapsed + retryAfter
 		}
+		if err := k.Clock.Save(k.Clock.Read()); err != nil {
+			k.Log.Debug("the time is not remembered", "err", err)
+		}
 	}
 }
 
@@ -95,8 +98,9 @@ func (k *Keeper) note(err error) {
 func (k *Keeper) wallClock() time.Time { return k.Clock.now().Round(0) }
 
 // NewRenewer returns the Keeper of a server. subject is asked each minute, so that a changed address gets into the certificates;
-// onChange (may be nil) is called with each result that issued something, for whoever embeds certificates elsewhere.
-func NewRenewer(dataDir string, subject func() Subject, onChange func(Set), clock *Clock, log *slog.Logger) *Keeper {
+// after (may be nil) is called with each result, whether or not something was issued: for whoever embeds certificates elsewhere, and
+// because problems also go away.
+func NewRenewer(dataDir string, subject func() Subject, after func(Set), clock *Clock, log *slog.Logger) *Keeper {
 	last := subject()
 	return &Keeper{
 		DataDir: dataDir, Clock: clock, Log: log,
@@ -108,8 +112,8 @@ func NewRenewer(dataDir string, subject func() Subject, onChange func(Set), cloc
 				return err
 			}
 			last = wanted
-			if len(set.Issued) > 0 && onChange != nil {
-				onChange(set)
+			if after != nil {
+				after(set)
 			}
 			return nil
 		},

@@ -153,7 +153,11 @@ func TestYearLongRun(t *testing.T) {
 		p := firstStart(t, dir, clock)
 		ctx, cancel := context.WithCancel(t.Context())
 		renewals := 0
-		keeper := pki.NewRenewer(dir, subject, func(pki.Set) { renewals++ }, clock, quiet)
+		keeper := pki.NewRenewer(dir, subject, func(set pki.Set) {
+			if len(set.Issued) > 0 {
+				renewals++
+			}
+		}, clock, quiet)
 		done := make(chan error)
 		go func() { done <- keeper.Run(ctx, func() {}) }()
 
@@ -289,6 +293,39 @@ func TestKeeperActsWithinAMinute(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestProblemsGoAway: a node that started with a wrong clock stops complaining when the clock is right.
+func TestProblemsGoAway(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		built := time.Now().AddDate(0, -6, 0)
+		var offset atomic.Int64
+		offset.Store(-int64(20 * 365 * 24 * time.Hour))
+		clock := pki.NewClock(dir, built)
+		clock.Now = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
+		set, err := pki.Ensure(dir, subject(), clock, quiet)
+		if err != nil || len(set.Problems) != 1 {
+			t.Fatalf("problems %v, %v", set.Problems, err)
+		}
+		problems := set.Problems
+		keeper := pki.NewRenewer(dir, subject, func(set pki.Set) { problems = set.Problems }, clock, quiet)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- keeper.Run(ctx, func() {}) }()
+		time.Sleep(90 * time.Second)
+		offset.Store(0)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(problems) != 0 {
+			t.Errorf("problems %v", problems)
+		}
+		if got, err := time.Parse(time.RFC3339, strings.TrimSpace(read(t, clock.File))); err != nil || time.Since(got) > 2*time.Minute {
+			t.Errorf("remembered %v, %v", got, err)
+		}
+		cancel()
+		<-done
+	})
 }
 
 func TestKeeperSaysWhatFails(t *testing.T) {

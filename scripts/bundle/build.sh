@@ -18,7 +18,7 @@ export GOARCH CC
 
 # Every file of this folder, the compilers and the architecture.
 inputs() {
-	find . -type f | LC_ALL=C sort | xargs sha256sum
+	find . ../../pkg/network/policy/cniplugin -type f | LC_ALL=C sort | xargs sha256sum
 	go version
 	"$CC" --version | head -n 1
 	echo "$GOARCH"
@@ -52,6 +52,11 @@ build_cni() {
 	CGO_ENABLED=0 go build "${GO_FLAGS[@]}" -overlay "$WORK/multicall/overlay.json" \
 		-ldflags "-s -w -X $base/pkg/utils/buildversion.BuildVersion=$version" -o "$STAGE/cni/cniplugins" ./cniplugins
 	for plugin in "${plugins[@]}"; do ln -s cniplugins "$STAGE/cni/${plugin##*/}"; done
+}
+
+# Our own CNI plugin is in the module of atoll, beside the controller that it asks. It needs the standard library alone.
+build_policy() {
+	(cd "$ROOT" && CGO_ENABLED=0 go build "${GO_FLAGS[@]}" -ldflags '-s -w' -o "$STAGE/cni/atoll-policy" ./pkg/network/policy/cniplugin/atoll-policy)
 }
 
 build_hosttools() {
@@ -110,6 +115,7 @@ step "bundle $GOARCH: containerd shim $(module_version go.mod github.com/contain
 build_shim
 step "bundle $GOARCH: CNI plugins $(module_version go.mod github.com/containernetworking/plugins), as one program"
 build_cni
+build_policy
 step "bundle $GOARCH: nft, mount, umount, modprobe, pause"
 build_hosttools
 build_pause

@@ -124,6 +124,20 @@ func Guard(ctx context.Context, in io.Reader, id int, uid string) error {
 	return nil
 }
 
+// modules are parts of the kernel that nodes and the lab use. Inside of a node there is no program to load them.
+var modules = []string{"overlay", "loop", "veth", "bridge", "tun", "fuse", "vxlan", "nf_tables", "nf_conntrack"}
+
+// loadModules loads them on the host, as any machine that runs containers has them. A kernel without loadable modules has all built in
+// or lacks them for good, so failures are left to whoever needs the module.
+func loadModules(ctx context.Context) {
+	if _, err := os.Stat("/proc/modules"); err != nil {
+		return
+	}
+	cmd := exec.CommandContext(ctx, "modprobe", append([]string{"-a", "-q"}, modules...)...)
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:"+os.Getenv("PATH"))
+	_ = cmd.Run()
+}
+
 // installTools puts a static busybox, with links for its programs, into the folder that nodes show as /lab/bin. It installs
 // Debian's package when the host has none. A lab without tools works; the reason comes back as a note.
 func (l *Lab) installTools(ctx context.Context) (note string, err error) {

@@ -156,6 +156,7 @@ func (l *Lab) build(ctx context.Context, r *record) error {
 			return err
 		}
 	}
+	loadModules(ctx)
 	if err := r.Tree.Create(); err != nil {
 		return err
 	}

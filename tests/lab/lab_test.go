@@ -149,7 +149,7 @@ func TestEndOfAtollIsSeen(t *testing.T) {
 	if code != 7 {
 		t.Errorf("exit code %d, want 7", code)
 	}
-	if err := n.WaitReady(ctx); err == nil || !strings.Contains(err.Error(), "exited") {
+	if err := n.WaitReady(ctx); err == nil || !strings.Contains(err.Error(), "exit code 7: I was told to fail") {
 		t.Errorf("WaitReady of a node that ended: %v", err)
 	}
 

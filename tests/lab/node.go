@@ -243,7 +243,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 			return err
 		}
 		if s.State == StateExited || s.State == StateOff {
-			return &giveUp{fmt.Errorf("the node is %s (exit code %d), see its log", s.State, s.Exit)}
+			return &giveUp{n.ended(s)}
 		}
 		if api == nil {
 			if api, err = n.site.apiFor(ctx, n); err != nil {
@@ -256,6 +256,15 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		return fmt.Errorf("wait for %s to be Ready: %w", n.Name(), err)
 	}
 	return nil
+}
+
+// ended says why a node without a running atoll will not become Ready, with atoll's last words.
+func (n *Node) ended(s Status) error {
+	if s.State == StateOff {
+		return ErrOff
+	}
+	text, _ := n.Logs() // it may never have said anything
+	return fmt.Errorf("atoll ended with exit code %d: %s", s.Exit, lastLine([]byte(text)))
 }
 
 // Ready looks once.

@@ -33,6 +33,7 @@ type Config struct {
 	ConfFile   string // CNI configuration list, read by containerd
 	AddressDir string // reservations of addresses; must be lost at a reboot, as the pods are
 	MTU        int    // of pod interfaces; 0 leaves the kernel's
+	Policy     string // socket of the network policy controller, which is asked before a pod starts; "" when there is none
 }
 
 // New returns the component. It is ready when pods can be given addresses.
@@ -88,7 +89,7 @@ func (n *Network) Run(ctx context.Context, ready func()) error {
 
 // apply writes the CNI configuration and puts the gateway address on the node.
 func (n *Network) apply(cidr netip.Prefix) error {
-	conf, err := Conf(cidr, n.cfg.MTU, n.cfg.AddressDir)
+	conf, err := Conf(cidr, n.cfg.MTU, n.cfg.AddressDir, n.cfg.Policy)
 	if err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ type conf struct {
 }
 
 // Conf renders the CNI configuration for a node with these pod addresses.
-func Conf(cidr netip.Prefix, mtu int, addressDir string) ([]byte, error) {
+func Conf(cidr netip.Prefix, mtu int, addressDir, policySocket string) ([]byte, error) {
 	if !cidr.IsValid() || !cidr.Addr().Is4() {
 		return nil, fmt.Errorf("pod addresses %v are not an IPv4 range", cidr)
 	}
@@ -172,7 +173,11 @@ func Conf(cidr netip.Prefix, mtu int, addressDir string) ([]byte, error) {
 		ptp["mtu"] = mtu
 	}
 	portmap := map[string]any{"type": "portmap", "backend": "nftables", "capabilities": map[string]bool{"portMappings": true}}
-	return json.MarshalIndent(conf{CNIVersion: "1.0.0", Name: "atoll", Plugins: []map[string]any{ptp, portmap}}, "", "  ")
+	plugins := []map[string]any{ptp, portmap}
+	if policySocket != "" {
+		plugins = append(plugins, map[string]any{"type": "atoll-policy", "socket": policySocket})
+	}
+	return json.MarshalIndent(conf{CNIVersion: "1.0.0", Name: "atoll", Plugins: plugins}, "", "  ")
 }
 
 // remembered returns the pod addresses in a configuration that Conf wrote.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -31,7 +30,8 @@ type cluster struct {
 	*world
 	t      *testing.T
 	api    *fake.Clientset
-	nft    *counting
+	nft    *counting           // the fake table, or
+	table  knftables.Interface // any table
 	socket string
 	ready  chan struct{}
 	stop   func() error // stops the controller and waits
@@ -72,6 +72,7 @@ func newCluster(t *testing.T, docs ...string) *cluster {
 	t.Helper()
 	c := &cluster{world: newWorld(), t: t, socket: filepath.Join(t.TempDir(), "policy.sock")}
 	c.nft = &counting{Fake: knftables.NewFake(knftables.InetFamily, policy.TableName)}
+	c.table = c.nft
 	objects := []runtime.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.1.0/24"}}}}
 	for _, p := range c.pods {
 		objects = append(objects, p)
@@ -93,7 +94,7 @@ func (c *cluster) start() {
 	factory := informers.NewSharedInformerFactory(c.api, 0)
 	var component run.Component = policy.New(policy.Config{
 		NodeName: "n1", Factory: factory, Builtins: []policy.Builtin{policy.DNS(dnsAddr)}, Socket: c.socket,
-		NFT: func() (knftables.Interface, error) { return c.nft, nil },
+		NFT: func() (knftables.Interface, error) { return c.table, nil },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	factory.Start(ctx.Done())
@@ -393,8 +394,5 @@ func TestPluginAlone(t *testing.T) {
 	var out bytes.Buffer
 	if code := cniplugin.Main(func(string) string { return "ADD" }, strings.NewReader("{"), &out); code != 1 {
 		t.Errorf("broken configuration: exit %d", code)
-	}
-	if _, err := netip.ParsePrefix("10.42.1.1/24"); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -9,12 +9,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
 	"sigs.k8s.io/knftables"
 
 	"github.com/atollhq/atoll/pkg/network/netnstest"
@@ -395,6 +399,56 @@ func TestNoGap(t *testing.T) {
 	if leaked > 0 || sent < 1000 {
 		t.Errorf("%d of %d packets got through", leaked, sent)
 	}
+}
+
+// TestFromAPIToPacket runs the whole thing: objects in an API, a Controller, the kernel, packets.
+func TestFromAPIToPacket(t *testing.T) {
+	r := newRig(t)
+	objects := []runtime.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.1.0/24"}}}}
+	for _, p := range r.pods {
+		objects = append(objects, p)
+	}
+	for _, n := range r.namespaces {
+		objects = append(objects, n)
+	}
+	c := &cluster{world: r.world, t: t, api: fake.NewClientset(objects...), socket: filepath.Join(t.TempDir(), "policy.sock"), table: r.nft}
+	c.start()
+	xa, ya := r.boxes["x/a"], r.boxes["y/a"]
+	r.expect(t, ya, "tcp", "10.42.1.11:80", true)
+
+	c.addPolicy(denyX)
+	began := time.Now()
+	for r.reaches(ya, "tcp", "10.42.1.11:80", false) {
+		if time.Since(began) > longest {
+			t.Fatal("the policy does not bite")
+		}
+	}
+	t.Logf("a new policy bites after %s at most", time.Since(began)-patience)
+	r.expect(t, xa, "tcp", "10.42.1.21:80", false)
+	r.expect(t, r.node, "tcp", "10.42.1.11:80", true)
+
+	// A pod starts: the plugin is called, and from its first packet on it is isolated, although the API has no address.
+	c.addPod(pod("x", "fresh", "n1"))
+	fresh := r.node.Attach("x/fresh", gateways, netip.MustParseAddr("10.42.1.88"))
+	if code, out := c.plugin("ADD", "x/fresh", "x-fresh", "box", "10.42.1.88/32"); code != 0 {
+		t.Fatalf("plugin: %s", out)
+	}
+	r.expect(t, fresh, "tcp", "10.42.1.21:80", false)
+	c.addPolicy("x/out\npodSelector: {}\npolicyTypes: [Egress]\negress: [{to: [{namespaceSelector: {matchLabels: {team: 'y'}}}]}]")
+	r.expect(t, fresh, "tcp", "10.42.1.21:80", true) // the first SYN may be dropped, the second comes a second later
+
+	if err := c.stop(); err != nil {
+		t.Fatal(err)
+	}
+	r.expect(t, ya, "tcp", "10.42.1.11:80", false) // without the process
+	c.start()
+	r.expect(t, ya, "tcp", "10.42.1.11:80", false)
+	for _, name := range []string{"deny", "out"} {
+		if err := c.api.NetworkingV1().NetworkPolicies("x").Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.expect(t, ya, "tcp", "10.42.1.11:80", true)
 }
 
 func crc32c(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }

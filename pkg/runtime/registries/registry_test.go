@@ -34,12 +34,12 @@ type registry struct {
 	blobs map[string][]byte
 	main  string // digest of the manifest
 
-	basic        string // "user:password" that every request must carry, or ""
-	bearer       string // token that every request must carry, or ""
-	identity     string // refresh token for which /token gives the bearer token
-	clientCert   bool   // clients must show a certificate
-	prefix       string // path under which images are, after /v2
-	errorLog     *log.Logger
+	basic      string // "user:password" that every request must carry, or ""
+	bearer     string // token that every request must carry, or ""
+	identity   string // refresh token for which /token gives the bearer token
+	clientCert bool   // clients must show a certificate
+	prefix     string // path under which images are, after /v2
+	errorLog   *log.Logger
 
 	mu       sync.Mutex
 	requests []string // of manifests, path and query

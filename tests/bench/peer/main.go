@@ -112,7 +112,7 @@ func (p *peer) start(ctx context.Context, b bundle.Paths) error {
 		if err != nil {
 			return false
 		}
-		conf, err := cni.Conf(cidr, 0, "/run/atoll/cni")
+		conf, err := cni.Conf(cidr, 0, "/run/atoll/cni", "")
 		return err == nil && os.WriteFile("/var/lib/atoll/agent/etc/cni/net.d/10-peer.conflist", conf, 0o600) == nil
 	}); err != nil {
 		return err

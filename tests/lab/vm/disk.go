@@ -19,9 +19,6 @@ const (
 // diskModules are what the kernel needs before it sees its disk, in the order of loading. The rest is on the disk.
 var diskModules = []string{"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"}
 
-// preloaded modules are those that an ordinary Debian has loaded by the time that services start, or that are not loaded by their use.
-const preloaded = "loop overlay veth bridge tun fuse vxlan nf_tables nf_conntrack"
-
 // firstInit runs in the initial RAM disk: it finds the real disk.
 const firstInit = `#!/bin/busybox sh
 /bin/busybox mkdir -p /dev /mnt
@@ -46,7 +43,6 @@ mount -t tmpfs tmp /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 hostname vm
-for m in ` + preloaded + `; do modprobe $m; done
 echo ` + markBegin + `
 sh /script
 echo ` + markEnd + `$?

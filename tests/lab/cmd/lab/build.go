@@ -72,12 +72,20 @@ func up(c *cli.Context) error {
 	if c.Bool("no-start") {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(c.Context, c.Duration("timeout"), fmt.Errorf("no answer in %s", c.Duration("timeout")))
+	ctx, cancel := withTimeout(c.Context, c.Duration("timeout"))
 	defer cancel()
 	if err := l.Up(ctx); err != nil {
 		return remedy.Wrap(err, "the lab is still up: look with scripts/lab status and scripts/lab logs, remove it with scripts/lab down")
 	}
 	return nil
+}
+
+// withTimeout is context.WithTimeout with a cause for people; 0 means no limit.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("not done in %s", d))
 }
 
 // archives are the images for every node's disk: ours, built now, and those named.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -50,7 +51,7 @@ func app() *cli.App {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "dir", Value: filepath.Join(home(), "out", "lab"), Usage: "folder of the lab"},
 		},
-		Commands: append(append(buildCommands(), nodeCommands()...), innerCommands()...),
+		Commands: slices.Concat(buildCommands(), nodeCommands(), vmCommands(), innerCommands()),
 	}
 }
 

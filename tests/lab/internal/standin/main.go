@@ -44,6 +44,7 @@ func main() {
 			_ = syscall.Pause()
 		}
 	case "fail":
+		fmt.Println("I was told to fail")
 		os.Exit(7)
 	}
 	if err != nil {
