@@ -5,9 +5,10 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # One set of flags for every command, because -trimpath and the tags each make a build cache of their own.
+# No VCS stamp from go itself: it fails in a clone that belongs to another user, and scripts/build stamps versions.
 export GOTOOLCHAIN=local
 GO_TAGS=providerless,osusergo,netgo
-GO_FLAGS=(-tags "$GO_TAGS" -trimpath)
+GO_FLAGS=(-tags "$GO_TAGS" -trimpath -buildvcs=false)
 
 HOST_ARCH=$(go env GOHOSTARCH 2>/dev/null || true)
 GOARCH=${GOARCH:-$HOST_ARCH}
@@ -42,3 +43,10 @@ size_of() { awk -v b="$(stat -c %s "$1")" 'BEGIN { printf "%.1f MiB", b / 104857
 
 # host_go is go for tools that run during a build for another architecture.
 host_go() { env GOARCH= CGO_ENABLED=0 go "$@"; }
+
+# one_at_a_time NAME waits until no other run of a script holds NAME, and holds it until this script ends.
+one_at_a_time() {
+	mkdir -p "$ROOT/out"
+	exec 9>"$ROOT/out/$1.lock"
+	flock -n 9 || { step "waiting for another build of $1"; flock 9; }
+}

@@ -52,7 +52,9 @@ func newCluster(cfg *rest.Config) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client: %w", err)
 	}
-	c.factory = func(gvr schema.GroupVersionResource) (dynamic.NamespaceableResourceInterface, error) { return client.Resource(gvr), nil }
+	c.factory = func(gvr schema.GroupVersionResource) (dynamic.NamespaceableResourceInterface, error) {
+		return client.Resource(gvr), nil
+	}
 	c.forget()
 	return c, nil
 }
@@ -150,6 +152,9 @@ func (c *cluster) put(ctx context.Context, path string, docs []Document, prune [
 	err := c.apply.WithContext(ctx).WithDynamicLookup().WithRateLimiting(10).WithSetID("manifest").
 		WithOwnerKey(metav1.NamespaceSystem+"/"+path, setKind).WithGVK(old...).Apply(set)
 	for _, err := range each(err) {
+		if apierrors.IsNotFound(err) && strings.HasPrefix(err.Error(), "failed to delete ") {
+			continue // somebody was faster
+		}
 		r.add(blame(err, present), err)
 	}
 	if len(r.errs) > 0 {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/atollhq/atoll/pkg/remedy"
@@ -112,14 +113,10 @@ func (p *parser) object(number, line int, raw []byte) {
 	if string(bytes.TrimSpace(raw)) == "null" {
 		return
 	}
-	fields := map[string]any{}
-	if err := json.Unmarshal(raw, &fields); err != nil {
-		p.fail(number, line, "", remedy.Wrap(errors.New("the document is not an object"), "begin it with apiVersion and kind"))
-		return
-	}
 	obj := &unstructured.Unstructured{}
-	if err := obj.UnmarshalJSON(raw); err != nil {
-		p.fail(number, line, "", remedy.Wrap(plain(err), "give apiVersion and kind"))
+	// Not the reader of the type itself: its errors repeat the whole object, which may be a secret.
+	if err := utiljson.Unmarshal(raw, &obj.Object); err != nil {
+		p.fail(number, line, "", remedy.Wrap(errors.New("the document is not an object"), "begin it with apiVersion and kind"))
 		return
 	}
 	p.add(number, line, obj, 0)

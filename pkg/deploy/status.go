@@ -26,6 +26,7 @@ type FileStatus struct {
 	Since    time.Time   `json:"since"`
 	Errors   []FileError `json:"errors,omitempty"`
 	Warnings []string    `json:"warnings,omitempty"` // of the API server, about fields it does not know and versions that end
+	version  string
 }
 
 // FileError is one thing that is wrong with a file.

@@ -32,12 +32,7 @@ func (n *Node) RunAgent(ctx context.Context) error {
 		DataDir: n.cfg.DataDir, Server: n.cfg.Server, Token: token, NodeName: n.cfg.NodeName, Clock: n.clock,
 		Addresses: func() []netip.Addr { return append([]netip.Addr{n.addr}, n.cfg.NodeExternalIP...) },
 	}, n.log)
-	n.troubles = append(n.troubles, func() []error {
-		if p, bad := agent.Problem(); bad {
-			return []error{remedy.Wrap(fmt.Errorf("this node is not in touch with its site: %s", p.Text), "%s", p.Remedy)}
-		}
-		return nil
-	})
+	n.troubles = append(n.troubles, asTrouble(agent.Problem), asTrouble(n.clock.Problem))
 
 	n.group.Log = n.log
 	n.group.Add(n.statusPage(began))

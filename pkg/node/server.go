@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -55,16 +56,23 @@ func (n *Node) RunServer(ctx context.Context) error {
 	n.group.Log = n.log
 	n.group.Add(n.statusPage(began))
 	n.group.Add(n.renewer(), run.Restartable())
+	n.group.Add(clockWatch(time.Now, time.Minute))
 	n.group.Add(mux)
 	supervisor, err := n.supervisor(mux)
 	if err != nil {
 		return err
 	}
-	n.group.Add(supervisor, run.Restartable())
+	n.group.Add(supervisor)
 	store := n.group.Add(n.datastore())
 	api := n.group.Add(apiserver.New(apiserver.Config{
 		Args: apiServerArgs(n.cfg, n.paths, n.addr, "unix://"+n.paths.datastoreSocket), UserArgs: n.cfg.APIServerArgs, Listener: mux.API(),
 	}, n.log), run.Needs(store), run.StopWithin(8*time.Second))
+	site, err := n.manifestsPart()
+	if err != nil {
+		return err
+	}
+	n.troubles = append(n.troubles, site.Problems)
+	n.group.Add(site, run.Needs(api), run.Restartable())
 	if err := n.addControllers(api); err != nil {
 		return err
 	}
@@ -101,12 +109,24 @@ func (n *Node) notePKI(set pki.Set) {
 // renewer keeps the certificates valid while the process runs. Their readers watch the files; only the kubeconfig that people
 // use holds copies.
 func (n *Node) renewer() run.Component {
-	return pki.NewRenewer(n.cfg.DataDir, n.subject, func(set pki.Set) {
+	keeper := pki.NewRenewer(n.cfg.DataDir, n.subject, func(set pki.Set) {
 		n.notePKI(set)
 		if err := writeAdminKubeconfig(n.cfg, n.paths); err != nil {
 			n.log.Warn("the administrator's kubeconfig keeps its old certificate", "err", err)
 		}
 	}, n.clock, n.log)
+	n.troubles = append(n.troubles, asTrouble(keeper.Problem), asTrouble(n.clock.Problem))
+	return keeper
+}
+
+// asTrouble shows what a part has to say on the status page.
+func asTrouble(problem func() (pki.Problem, bool)) func() []error {
+	return func() []error {
+		if p, bad := problem(); bad {
+			return []error{remedy.Wrap(errors.New(p.Text), "%s", p.Remedy)}
+		}
+		return nil
+	}
 }
 
 func (n *Node) datastore() run.Component {
@@ -181,6 +201,7 @@ func (n *Node) addServices(api *run.Handle) {
 	if !n.cfg.Disabled(config.MetricsServer) {
 		n.group.Add(metrics.New(metrics.Config{
 			Kubeconfig: n.paths.MetricsKubeconfig, CertFile: n.paths.Local, KeyFile: n.paths.Local, KubeletCA: n.paths.KubeletCA.Cert,
+			ClientCA: n.paths.ClientCA.Cert, RequestHeaderCA: n.paths.RequestHeaderCA.Cert, RequestHeaderName: pki.UserFrontProxy,
 		}, n.log), run.Needs(api), run.Restartable())
 	}
 	if !n.cfg.Disabled(config.ServiceLB) {

@@ -18,7 +18,7 @@ export GOARCH CC
 
 # Every file of this folder, the compilers and the architecture.
 inputs() {
-	find . ../../pkg/network/policy/cniplugin -type f | LC_ALL=C sort | xargs sha256sum
+	find . ../../pkg/network/policy/cniplugin -type f ! -name '*_test.go' | LC_ALL=C sort | xargs sha256sum
 	go version
 	"$CC" --version | head -n 1
 	echo "$GOARCH"
@@ -31,7 +31,7 @@ build_runc() {
 		"$ROOT/scripts/bundle/debs.sh" "$WORK/seccomp" libseccomp-dev
 		export PKG_CONFIG_LIBDIR=$WORK/seccomp/root/usr/lib/$TRIPLET/pkgconfig PKG_CONFIG_SYSROOT_DIR=$WORK/seccomp/root
 	fi
-	CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo urfave_cli_no_docs' \
+	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags 'seccomp netgo osusergo urfave_cli_no_docs' \
 		-ldflags "-s -w ${flags[*]}" -o "$STAGE/bin/runc" github.com/opencontainers/runc
 }
 
@@ -99,28 +99,34 @@ pack() {
 	mv "$WORK/bundle.tar.zst" "$PAYLOAD/bundle.tar.zst"
 }
 
-need go build
-need "$CC" "$([ "$CC" = gcc ] && echo build || echo "$GOARCH")"
-need zstd build
-hash=$(inputs | sha256sum | cut -d' ' -f1)
-if [ "${1:-}" != --force ] && [ "$(cat "$PAYLOAD/.inputs" 2>/dev/null)" = "$hash" ] && [ -s "$PAYLOAD/bundle.tar.zst" ] && [ -s "$PAYLOAD/MANIFEST" ]; then
-	step "bundle $GOARCH: nothing changed ($(size_of "$PAYLOAD/bundle.tar.zst"))"
-	exit 0
-fi
-rm -rf "$STAGE" "$PAYLOAD/.inputs"
-mkdir -p "$STAGE"/{bin/aux,cni,images,lib/nft} "$WORK/tools"
-step "bundle $GOARCH: runc $(module_version go.mod github.com/opencontainers/runc), static, with seccomp"
-build_runc
-step "bundle $GOARCH: containerd shim $(module_version go.mod github.com/containerd/containerd/v2)"
-build_shim
-step "bundle $GOARCH: CNI plugins $(module_version go.mod github.com/containernetworking/plugins), as one program"
-build_cni
-build_policy
-step "bundle $GOARCH: nft, mount, umount, modprobe, pause"
-build_hosttools
-build_pause
-collect_nft
-step "bundle $GOARCH: pack"
-pack
-echo "$hash" >"$PAYLOAD/.inputs"
-step "bundle $GOARCH: ready, $(size_of "$PAYLOAD/bundle.tar.zst") in $PAYLOAD"
+main() {
+	need go build
+	need "$CC" "$([ "$CC" = gcc ] && echo build || echo "$GOARCH")"
+	need zstd build
+	one_at_a_time "bundle-$GOARCH"
+	local hash
+	hash=$(inputs | sha256sum | cut -d' ' -f1)
+	if [ "${1:-}" != --force ] && [ "$(cat "$PAYLOAD/.inputs" 2>/dev/null)" = "$hash" ] && [ -s "$PAYLOAD/bundle.tar.zst" ] && [ -s "$PAYLOAD/MANIFEST" ]; then
+		step "bundle $GOARCH: nothing changed ($(size_of "$PAYLOAD/bundle.tar.zst"))"
+		return
+	fi
+	rm -rf "$STAGE" "$PAYLOAD/.inputs"
+	mkdir -p "$STAGE"/{bin/aux,cni,images,lib/nft} "$WORK/tools"
+	step "bundle $GOARCH: runc $(module_version go.mod github.com/opencontainers/runc), static, with seccomp"
+	build_runc
+	step "bundle $GOARCH: containerd shim $(module_version go.mod github.com/containerd/containerd/v2)"
+	build_shim
+	step "bundle $GOARCH: CNI plugins $(module_version go.mod github.com/containernetworking/plugins), as one program"
+	build_cni
+	build_policy
+	step "bundle $GOARCH: nft, mount, umount, modprobe, pause"
+	build_hosttools
+	build_pause
+	collect_nft
+	step "bundle $GOARCH: pack"
+	pack
+	echo "$hash" >"$PAYLOAD/.inputs"
+	step "bundle $GOARCH: ready, $(size_of "$PAYLOAD/bundle.tar.zst") in $PAYLOAD"
+}
+
+main "$@"

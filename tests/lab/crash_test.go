@@ -55,7 +55,7 @@ func needRoot(t *testing.T) {
 func TestLabGoesWithItsOwner(t *testing.T) {
 	needRoot(t)
 	before := hostState(t)
-	dir := filepath.Join(t.TempDir(), "lab")
+	dir := labDir(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), ownerDir+"="+dir, "LAB_TEST_COMMAND="+built.command, "LAB_TEST_BINARY="+built.standin)
 	out, err := cmd.StdoutPipe()
@@ -78,7 +78,7 @@ func TestLabGoesWithItsOwner(t *testing.T) {
 func TestDownAfterACrash(t *testing.T) {
 	needRoot(t)
 	before := hostState(t)
-	dir := filepath.Join(t.TempDir(), "lab")
+	dir := labDir(t)
 	up := []string{"--dir", dir, "up", "--id", "15", "--sites", "2", "--nodes", "2", "--no-images", "--binary", built.standin}
 	whole := measureUp(t, dir, up)
 	const moments = 24
@@ -122,7 +122,7 @@ func measureUp(t *testing.T, dir string, up []string) time.Duration {
 func TestDownWithoutTheFolder(t *testing.T) {
 	needRoot(t)
 	before := hostState(t)
-	dir := filepath.Join(t.TempDir(), "lab")
+	dir := labDir(t)
 	o := lab.Options{Dir: dir, ID: lab.AnyID, Command: built.command, Binary: built.standin, Images: []string{}}
 	l, err := lab.Create(testContext(t), o)
 	must(t, err)
@@ -149,7 +149,7 @@ func TestSecondLab(t *testing.T) {
 	})
 	t.Run("with the same number", func(t *testing.T) {
 		second := o
-		second.Dir = filepath.Join(t.TempDir(), "lab")
+		second.Dir = labDir(t)
 		second.ID = int(l.Site(1).Node(1).Address().As4()[1]) - 77
 		_, err := lab.Create(ctx, second)
 		if err == nil || !strings.Contains(err.Error(), "is up already") || remedy.Of(err) == "" {
@@ -161,7 +161,7 @@ func TestSecondLab(t *testing.T) {
 
 func TestBadOptions(t *testing.T) {
 	needRoot(t)
-	good := lab.Options{Dir: filepath.Join(t.TempDir(), "lab"), ID: lab.AnyID, Command: built.command, Binary: built.standin}
+	good := lab.Options{Dir: labDir(t), ID: lab.AnyID, Command: built.command, Binary: built.standin}
 	for name, change := range map[string]func(*lab.Options){
 		"too many sites": func(o *lab.Options) { o.Sites = 100 },
 		"negative nodes": func(o *lab.Options) { o.Nodes = -1 },

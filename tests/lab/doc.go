@@ -20,5 +20,5 @@
 // Power cut: Kill ends every process of a node at once. With a disk of limited size the file system is shut down first, so that what
 // was not synced is lost, as in a real power cut. With a disk folder the host's page cache survives, so unsynced data is still there.
 //
-// Not possible here: a node's own clock (the kernel has no namespace for it) and delay on links (see the command's help).
+// Not possible: a clock of its own for a node, because the kernel has no namespace for it. Package vm has other kernels.
 package lab

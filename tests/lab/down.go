@@ -43,7 +43,11 @@ func Remove(ctx context.Context, dir string) (bool, error) {
 	}
 	// The folder may have been deleted, or the command may have been killed before it wrote lab.json.
 	found := false
-	list, err := entries()
+	var list []entry
+	err = withRegistry(func() (err error) { // this also tidies up after a command that was killed in there
+		list, err = entries()
+		return err
+	})
 	if err != nil {
 		return false, err
 	}

@@ -33,48 +33,68 @@ const holdGroup = "hold"
 
 // hold makes a network namespace and a process that keeps it.
 func (l *Lab) hold(r *record, name string) (wiring.Namespace, error) {
-	fail := func(err error) (wiring.Namespace, error) {
+	h := helper{args: []string{"hold", name}, flags: unix.CLONE_NEWNET}
+	p, err := h.start(*r, func(p process) error {
+		r.Holders[name] = p
+		return writeJSON(l.file(), r)
+	})
+	if err != nil {
 		return wiring.Namespace{}, fmt.Errorf("make network of %s: %w", name, err)
 	}
+	return wiring.Namespace{PID: p.PID}, nil
+}
+
+// helper is a long-lived process of the lab's command. Until it gets a line on its standard input it ends when we do; it gets the
+// line once it is in the lab's control groups and on record. It says "ok" when it is at work.
+type helper struct {
+	args  []string
+	flags uintptr // namespaces to make
+	// in, when set, is the namespace to start in.
+	in wiring.Namespace
+}
+
+func (h helper) start(r record, note func(process) error) (process, error) {
 	if err := r.Tree.CreateGroup(holdGroup); err != nil {
-		return fail(err)
+		return process{}, err
 	}
-	cmd := exec.Command(r.Options.Command, "hold", name)
+	cmd := exec.Command(r.Options.Command, h.args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNET}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: h.flags}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return fail(err)
+		return process{}, err
 	}
 	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return fail(err)
+		return process{}, err
 	}
-	if err := cmd.Start(); err != nil {
-		return fail(err)
+	start := cmd.Start
+	if h.in.PID != 0 {
+		start = func() error { return h.in.Do(cmd.Start) } // a child starts in the namespaces of the thread that makes it
 	}
-	// Until it gets its line it ends when we do; after that it is in the lab's control group and in the record.
+	if err := start(); err != nil {
+		return process{}, err
+	}
 	if err := r.Tree.Join(holdGroup, cmd.Process.Pid); err != nil {
-		return fail(err)
+		return process{}, err
 	}
 	p, err := identify(cmd.Process.Pid)
 	if err != nil {
-		return fail(err)
+		return process{}, err
 	}
-	r.Holders[name] = p
-	if err := writeJSON(l.file(), r); err != nil {
-		return fail(err)
+	if err := note(p); err != nil {
+		return process{}, err
 	}
 	if _, err := fmt.Fprintln(in, "go"); err != nil {
-		return fail(err)
+		return process{}, err
 	}
 	if answer, err := bufio.NewReader(out).ReadString('\n'); err != nil || answer != "ok\n" {
-		return fail(errors.New("its process ended at once"))
+		return process{}, fmt.Errorf("%s: its process ended at once", strings.Join(h.args, " "))
 	}
 	go func() { _ = cmd.Wait() }() // no zombie while this process lives
-	return wiring.Namespace{PID: p.PID}, nil
+	return p, nil
 }
 
 // namespace returns a network that is held, or says that its holder is gone.

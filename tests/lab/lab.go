@@ -352,13 +352,15 @@ func (l *Lab) record() (record, error) {
 }
 
 // update changes lab.json.
-func (l *Lab) update(f func(*record)) error {
+func (l *Lab) update(f func(*record) error) error {
 	return locked(filepath.Join(l.dir, "lock"), func() error {
 		r, err := l.record()
 		if err != nil {
 			return err
 		}
-		f(&r)
+		if err := f(&r); err != nil {
+			return err
+		}
 		return writeJSON(l.file(), r)
 	})
 }

@@ -385,9 +385,11 @@ func (s *Site) apiFor(ctx context.Context, n *Node) (*API, error) {
 	return s.anyAPI(ctx)
 }
 
-// CutLAN makes the node's switch port go silent; the link stays up. HealLAN undoes it.
-func (n *Node) CutLAN() error  { return n.setLAN(true) }
-func (n *Node) HealLAN() error { return n.setLAN(false) }
+// CutLAN makes the node's switch port go silent; the link stays up. HealLAN undoes it, and ShapeLAN.
+func (n *Node) CutLAN() error { return n.setLAN(true) }
+func (n *Node) HealLAN() error {
+	return errors.Join(n.ShapeLAN(Shape{}), n.setLAN(false))
+}
 
 func (n *Node) setLAN(cut bool) error {
 	return n.update(func(r *nodeRecord) error { r.CutLAN = cut; return n.applyCuts(*r) })
@@ -408,7 +410,7 @@ func (n *Node) Configured() (Config, error) {
 	return r.Config, err
 }
 
-// Cuts names the links of this node that are cut: "lan", "wan".
+// Cuts names what is wrong with this node's links: "lan" and "wan" when they are cut, "lan-shaped".
 func (n *Node) Cuts() []string {
 	r, err := n.record()
 	if err != nil {
@@ -420,6 +422,9 @@ func (n *Node) Cuts() []string {
 	}
 	if r.CutWAN {
 		cuts = append(cuts, "wan")
+	}
+	if r.Shape != (Shape{}) {
+		cuts = append(cuts, "lan-shaped")
 	}
 	return cuts
 }

@@ -82,7 +82,13 @@ func (n *Node) boot(ctx context.Context, r *nodeRecord) (err error) {
 	if err := b.run(n.spec(lab, *r)); err != nil {
 		return err
 	}
-	return n.applyCuts(*r) // not earlier: a switch opens a port when its link comes up. atoll does not run yet
+	// Not earlier: a switch opens a port when its link comes up. atoll does not run yet.
+	if r.Shape != (Shape{}) {
+		if r.Wire, err = n.startWire(lab, r.Shape); err != nil {
+			return err
+		}
+	}
+	return n.applyCuts(*r)
 }
 
 // spec is what PID 1 is told.

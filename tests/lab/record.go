@@ -36,7 +36,9 @@ type record struct {
 }
 
 type siteRecord struct {
-	Cut bool `json:"cut,omitempty"` // the line
+	Cut   bool    `json:"cut,omitempty"` // the line
+	Shape Shape   `json:"shape,omitzero"`
+	Wire  process `json:"wire,omitzero"` // makes Shape true
 }
 
 // nodeRecord is node.json.
@@ -46,6 +48,8 @@ type nodeRecord struct {
 	Init    process `json:"init"`             // PID 1, as the host sees it
 	CutLAN  bool    `json:"cutLAN,omitempty"` // applied again at every power-on
 	CutWAN  bool    `json:"cutWAN,omitempty"`
+	Shape   Shape   `json:"shape,omitzero"` // of the LAN port; applied again at every power-on
+	Wire    process `json:"wire,omitzero"`  // makes Shape true
 }
 
 func (r record) plan() wiring.Plan { return wiring.Plan{Lab: r.ID} }
@@ -158,16 +162,17 @@ func withRegistry(f func() error) error {
 		}
 	}
 	defer file.Close()
+	temps, _ := filepath.Glob(filepath.Join(registry, ".*.tmp-*")) // the pattern is valid
+	for _, t := range temps {
+		_ = os.Remove(t) // of a command that was killed: files here are written under the lock only
+	}
 	err := f()
 	left, listErr := entries()
 	if listErr != nil || len(left) > 0 {
 		return errors.Join(err, listErr)
 	}
 	err = errors.Join(err, restoreLimits())
-	temps, _ := filepath.Glob(filepath.Join(registry, ".*.tmp-*")) // of commands that were killed; the pattern is valid
-	for _, file := range append(temps, lockFile) {
-		_ = os.Remove(file)
-	}
+	_ = os.Remove(lockFile)
 	_ = os.Remove(registry) // stays when something unknown lies in it
 	return err
 }

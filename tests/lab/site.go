@@ -38,9 +38,11 @@ func (s *Site) Nodes() []*Node {
 
 func (s *Site) dir() string { return filepath.Join(s.lab.dir, s.Name()) }
 
-// CutWAN takes the site's line down at the provider: all links stay up, nothing comes through. HealWAN undoes it.
-func (s *Site) CutWAN() error  { return s.setWAN(true) }
-func (s *Site) HealWAN() error { return s.setWAN(false) }
+// CutWAN takes the site's line down at the provider: all links stay up, nothing comes through. HealWAN undoes it, and ShapeWAN.
+func (s *Site) CutWAN() error { return s.setWAN(true) }
+func (s *Site) HealWAN() error {
+	return errors.Join(s.ShapeWAN(Shape{}), s.setWAN(false))
+}
 
 func (s *Site) setWAN(cut bool) error {
 	r, err := s.lab.record()
@@ -54,12 +56,22 @@ func (s *Site) setWAN(cut bool) error {
 	if err := wiring.SetWAN(world, s.number, !cut); err != nil {
 		return err
 	}
-	return s.lab.update(func(r *record) { r.Sites[s.Name()] = siteRecord{Cut: cut} })
+	return s.lab.update(func(r *record) error {
+		site := r.Sites[s.Name()]
+		site.Cut = cut
+		r.Sites[s.Name()] = site
+		return nil
+	})
 }
 
-// CutLAN makes the whole switch go silent: no node of the site reaches another, or the router. HealLAN undoes it.
+// CutLAN makes the whole switch go silent: no node of the site reaches another, or the router. HealLAN undoes it, and ShapeLAN.
 func (s *Site) CutLAN() error  { return s.eachNode((*Node).CutLAN) }
 func (s *Site) HealLAN() error { return s.eachNode((*Node).HealLAN) }
+
+// ShapeLAN is ShapeLAN of every node.
+func (s *Site) ShapeLAN(shape Shape) error {
+	return s.eachNode(func(n *Node) error { return n.ShapeLAN(shape) })
+}
 
 func (s *Site) eachNode(f func(*Node) error) error {
 	var problems []error
@@ -115,8 +127,18 @@ func (s *Site) anyAPI(ctx context.Context) (*API, error) {
 	return nil, err
 }
 
-// IsCut tells whether the site's line is cut.
-func (s *Site) IsCut() bool {
+// Cuts names what is wrong with the site's line: "site-wan" when it is cut, "site-wan-shaped".
+func (s *Site) Cuts() []string {
 	r, err := s.lab.record()
-	return err == nil && r.Sites[s.Name()].Cut
+	if err != nil {
+		return nil
+	}
+	var cuts []string
+	if r.Sites[s.Name()].Cut {
+		cuts = append(cuts, "site-wan")
+	}
+	if r.Sites[s.Name()].Shape != (Shape{}) {
+		cuts = append(cuts, "site-wan-shaped")
+	}
+	return cuts
 }

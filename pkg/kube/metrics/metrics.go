@@ -26,8 +26,10 @@ const Resolution = 15 * time.Second
 type Config struct {
 	Kubeconfig        string // may read nodes, pods and nodes/metrics, and ask for authorization
 	CertFile, KeyFile string // to serve with
-	ClientCert        string // PEM file with certificate and key that the kubelets accept
 	KubeletCA         string
+	ClientCA          string // of users who come directly
+	RequestHeaderCA   string // of the API server in front, which names the user
+	RequestHeaderName string
 }
 
 // New returns the component. It is ready when it listens.
@@ -46,18 +48,25 @@ func (*Server) Name() string { return "metrics-server" }
 func (s *Server) Run(ctx context.Context, ready func()) error {
 	opts := options.NewOptions()
 	args := process.Args{
-		"kubeconfig":                             s.cfg.Kubeconfig,
-		"authentication-kubeconfig":              s.cfg.Kubeconfig,
-		"authorization-kubeconfig":               s.cfg.Kubeconfig,
-		"bind-address":                           "127.0.0.1",
-		"secure-port":                            fmt.Sprint(Port),
-		"tls-cert-file":                          s.cfg.CertFile,
-		"tls-private-key-file":                   s.cfg.KeyFile,
-		"kubelet-certificate-authority":          s.cfg.KubeletCA,
-		"kubelet-preferred-address-types":        "InternalIP,Hostname",
-		"metric-resolution":                      Resolution.String(),
-		"authentication-tolerate-lookup-failure": "true",
-		"profiling":                              "false",
+		"kubeconfig":                      s.cfg.Kubeconfig,
+		"authentication-kubeconfig":       s.cfg.Kubeconfig,
+		"authorization-kubeconfig":        s.cfg.Kubeconfig,
+		"bind-address":                    "127.0.0.1",
+		"secure-port":                     fmt.Sprint(Port),
+		"tls-cert-file":                   s.cfg.CertFile,
+		"tls-private-key-file":            s.cfg.KeyFile,
+		"kubelet-certificate-authority":   s.cfg.KubeletCA,
+		"kubelet-preferred-address-types": "InternalIP,Hostname",
+		"metric-resolution":               Resolution.String(),
+		// What it would look up in the cluster is in files here, and so it needs no order of starting.
+		"authentication-skip-lookup":         "true",
+		"client-ca-file":                     s.cfg.ClientCA,
+		"requestheader-client-ca-file":       s.cfg.RequestHeaderCA,
+		"requestheader-allowed-names":        s.cfg.RequestHeaderName,
+		"requestheader-username-headers":     "X-Remote-User",
+		"requestheader-group-headers":        "X-Remote-Group",
+		"requestheader-extra-headers-prefix": "X-Remote-Extra-",
+		"profiling":                          "false",
 	}
 	if _, err := process.Parse(s.Name(), args, opts.Flags()); err != nil {
 		return err

@@ -152,7 +152,7 @@ func (n *Namespace) Attach(name string, gateways []netip.Addr, addrs ...netip.Ad
 		}
 		return n.plug(h, host, gateways, addrs)
 	}))
-	n.must(pod.netlink(func(h *netlink.Handle) error { return pod.unplugged(h, gateways, addrs) }))
+	n.must(pod.netlink(func(h *netlink.Handle) error { return pod.plugPod(h, gateways, addrs) }))
 	return pod
 }
 
@@ -179,8 +179,8 @@ func (n *Namespace) plug(h *netlink.Handle, name string, gateways, addrs []netip
 	return nil
 }
 
-// unplugged sets up the pod's end.
-func (n *Namespace) unplugged(h *netlink.Handle, gateways, addrs []netip.Addr) error {
+// plugPod sets up the pod's end.
+func (n *Namespace) plugPod(h *netlink.Handle, gateways, addrs []netip.Addr) error {
 	link, err := h.LinkByName("eth0")
 	if err != nil {
 		return err

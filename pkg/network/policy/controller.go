@@ -99,6 +99,20 @@ func openTable() (knftables.Interface, error) {
 	return nft, nil
 }
 
+// Remove takes away the rules that an earlier process left. It is for a node that starts with network policy switched off:
+// nobody would keep them up to date. nft may be nil, as in Config.
+func Remove(ctx context.Context, nft func() (knftables.Interface, error)) error {
+	if nft == nil {
+		nft = openTable
+	}
+	opened, err := nft()
+	if err != nil {
+		return err
+	}
+	_, err = NewTable(opened, time.Now).Sync(ctx, nil)
+	return err
+}
+
 // Name is the component's name.
 func (c *Controller) Name() string { return "network-policy" }
 

@@ -13,6 +13,7 @@ package servicelb
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -191,13 +193,20 @@ func (c *Controller) round(ctx context.Context, recorder record.EventRecorder) e
 	return first
 }
 
-// write updates the status of one Service. The version of svc goes along, so that nothing newer is overwritten.
+// write patches the status of one Service, and nothing else of it. The version of svc goes along, so that nothing newer is
+// overwritten.
 func (c *Controller) write(ctx context.Context, svc *corev1.Service, status corev1.ServiceStatus) (written bool, err error) {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": svc.ResourceVersion},
+		"status":   map[string]any{"loadBalancer": map[string]any{"ingress": status.LoadBalancer.Ingress}, "conditions": status.Conditions},
+	})
+	if err != nil {
+		return false, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	next := svc.DeepCopy()
-	next.Status = status
-	_, err = c.cfg.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	_, err = c.cfg.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType, patch,
+		metav1.PatchOptions{FieldManager: "atoll-service-lb"}, "status")
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}

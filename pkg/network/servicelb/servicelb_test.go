@@ -410,7 +410,7 @@ func (r *rig) untilAddresses(name, want string) {
 func (r *rig) writes() int {
 	n := 0
 	for _, a := range r.api.Actions() {
-		if a.Matches("update", "services/status") {
+		if a.Matches("patch", "services/status") {
 			n++
 		}
 	}
@@ -488,10 +488,10 @@ func TestWritesFail(t *testing.T) {
 	api := fake.NewClientset(node("n1", true, "192.168.7.11"), service("d/a", 1, "80"), service("d/b", 1, "81"))
 	var mu sync.Mutex
 	refused := 0
-	api.PrependReactor("update", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
+	api.PrependReactor("patch", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		name := a.(clienttesting.UpdateAction).GetObject().(*corev1.Service).Name
+		name := a.(clienttesting.PatchAction).GetName()
 		if a.GetSubresource() != "status" || name != "a" || refused == 2 {
 			return false, nil, nil
 		}

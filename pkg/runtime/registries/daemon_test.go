@@ -1,7 +1,6 @@
 package registries_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -66,24 +65,27 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 	defer cancel()
 	pulled, err := runtimeapi.NewImageServiceClient(conn).PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "shop.invalid/app:1"}}, grpc.WaitForReady(true))
 	if err != nil {
-		t.Fatalf("pull: %v\n%s", err, log)
+		said, _ := os.ReadFile(log)
+		t.Fatalf("pull: %v\n%s", err, said)
 	}
 	if _, ok := r.blobs[pulled.ImageRef]; !ok {
 		t.Errorf("pulled %s, which the mirror does not have", pulled.ImageRef)
 	}
 }
 
-// startDaemon runs containerd until the test ends, and returns its log.
-func startDaemon(t *testing.T, binary, config string) *bytes.Buffer {
+// startDaemon runs containerd until the test ends, and returns the path of its log.
+func startDaemon(t *testing.T, binary, config string) string {
 	t.Helper()
-	var log bytes.Buffer
+	log, err := os.Create(filepath.Join(t.TempDir(), "containerd.log"))
+	must(t, err)
+	defer log.Close()
 	cmd := exec.Command(binary, "containerd", "--config", config)
-	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	})
-	return &log
+	return log.Name()
 }

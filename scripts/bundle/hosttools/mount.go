@@ -82,15 +82,14 @@ func parseMount(args []string) (*mountRequest, error) {
 				return nil, err
 			}
 			req.long(name, value)
-		case arg == "--no-canonicalize" || arg == "--no-mtab" || arg == "--fake" || arg == "--verbose":
+		case arg == "--no-canonicalize" || arg == "--no-mtab" || arg == "--verbose":
 			// The first two are how this program always works.
-			if arg == "--fake" {
-				return nil, errors.New("--fake is not supported")
-			}
 		case arg == "--internal-only":
 			req.internal = true
-		case arg == "--read-only" || arg == "--read-write" || arg == "--rw":
-			req.options.add(map[string]string{"--read-only": "ro"}[arg])
+		case arg == "--read-only":
+			req.options.add("ro")
+		case arg == "--read-write" || arg == "--rw":
+			req.options.add("rw")
 		case strings.HasPrefix(arg, "--"):
 			return nil, fmt.Errorf("unknown option %s", arg)
 		default:

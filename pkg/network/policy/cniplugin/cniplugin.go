@@ -2,8 +2,8 @@
 //
 // It tells the policy controller, over a Unix socket, which addresses a pod got, and waits until the rules for them are in
 // force. So a pod is isolated before its first container starts, as the NetworkPolicy API demands; from the API alone the
-// controller would learn the address a second or two after. When the controller cannot be reached, ADD fails and kubelet tries
-// again; DEL never fails. The package uses the standard library alone, so that the program stays small.
+// controller would learn the address a second or two after. When the controller cannot be reached for a while, ADD fails and
+// kubelet tries again; DEL never fails. The package uses the standard library alone, so that the program stays small.
 //
 // In the network list:
 //
@@ -15,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,6 +44,10 @@ type Reply struct {
 	Error string `json:"error,omitempty"`
 }
 
+// Patience is how long ADD waits for a controller that is not there yet: pods may start before it while the node comes up, and
+// kubelet takes its time before it tries again.
+const Patience = 10 * time.Second
+
 // timeout is longer than the controller takes at most, shorter than kubelet waits for a sandbox.
 const timeout = 15 * time.Second
 
@@ -52,8 +58,8 @@ type config struct {
 	PrevResult json.RawMessage `json:"prevResult"`
 }
 
-// Main runs the plugin once and returns the exit code. getenv is os.Getenv.
-func Main(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
+// Main runs the plugin once and returns the exit code. getenv is os.Getenv, patience is Patience.
+func Main(getenv func(string) string, stdin io.Reader, stdout io.Writer, patience time.Duration) int {
 	var conf config
 	if err := json.NewDecoder(stdin).Decode(&conf); err != nil && !errors.Is(err, io.EOF) {
 		return fail(stdout, "", 6, fmt.Errorf("read configuration: %w", err))
@@ -62,13 +68,13 @@ func Main(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 	case "VERSION":
 		fmt.Fprintln(stdout, `{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]}`)
 	case "ADD":
-		if err := add(conf, getenv); err != nil {
+		if err := add(conf, getenv, patience); err != nil {
 			return fail(stdout, conf.CNIVersion, 11, err) // 11: try again later
 		}
 		fmt.Fprintf(stdout, "%s\n", conf.PrevResult)
 	case "DEL":
 		req := request(Detach, getenv)
-		_ = call(conf.Socket, req) // the controller also notices that the pod is gone
+		_ = call(conf.Socket, req, 0) // the controller also notices that the pod is gone
 	case "CHECK", "STATUS", "GC":
 	default:
 		return fail(stdout, conf.CNIVersion, 4, fmt.Errorf("CNI_COMMAND is %q", getenv("CNI_COMMAND")))
@@ -76,7 +82,7 @@ func Main(getenv func(string) string, stdin io.Reader, stdout io.Writer) int {
 	return 0
 }
 
-func add(conf config, getenv func(string) string) error {
+func add(conf config, getenv func(string) string, patience time.Duration) error {
 	var prev struct {
 		IPs []struct {
 			Address string `json:"address"`
@@ -99,7 +105,7 @@ func add(conf config, getenv func(string) string) error {
 		}
 		req.Addresses = append(req.Addresses, p.Addr().Unmap())
 	}
-	return call(conf.Socket, req)
+	return call(conf.Socket, req, patience)
 }
 
 // request reads who the pod is. CNI_ARGS is "K8S_POD_NAMESPACE=...;K8S_POD_NAME=...".
@@ -116,8 +122,8 @@ func request(command string, getenv func(string) string) Request {
 	}
 }
 
-func call(socket string, req Request) error {
-	conn, err := net.DialTimeout("unix", socket, timeout)
+func call(socket string, req Request, patience time.Duration) error {
+	conn, err := dial(socket, patience)
 	if err != nil {
 		return fmt.Errorf("reach the policy controller of atoll: %w", err)
 	}
@@ -134,6 +140,18 @@ func call(socket string, req Request) error {
 		return errors.New(reply.Error)
 	}
 	return nil
+}
+
+// dial connects to the socket, which may not be there yet, or have been left by a process that is gone.
+func dial(socket string, patience time.Duration) (net.Conn, error) {
+	const pause = 20 * time.Millisecond
+	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+		conn, err := net.DialTimeout("unix", socket, timeout)
+		absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+		if !absent || time.Now().After(end) {
+			return conn, err
+		}
+	}
 }
 
 // fail writes an error as CNI wants it: on standard output.

@@ -187,10 +187,8 @@ func look(ctx context.Context, s *lab.Site, n *lab.Node) (row, error) {
 	}
 	r := row{
 		Site: s.Name(), Node: n.Hostname(), Role: config.Role, State: st.State, Exit: st.Exit,
-		Address: n.Address().String(), PID: st.PID, Cut: n.Cuts(),
-	}
-	if s.IsCut() {
-		r.Cut = append(slices.Clone(r.Cut), "site-wan")
+		Address: n.Address().String(), PID: st.PID,
+		Cut: slices.Concat(n.Cuts(), s.Cuts()),
 	}
 	if st.State == lab.StateOff {
 		return r, nil

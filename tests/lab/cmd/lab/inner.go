@@ -26,6 +26,9 @@ func innerCommands() []*cli.Command {
 		{Name: "hold", Hidden: true, Usage: "keep a network", Action: func(*cli.Context) error {
 			return machine.Hold(os.Stdin, os.Stdout)
 		}},
+		{Name: "wire", Hidden: true, Usage: "connect two interfaces badly", Action: func(c *cli.Context) error {
+			return lab.Wire(c.Context, os.Stdin, os.Stdout, c.Args().Get(0), c.Args().Get(1), c.Args().Get(2))
+		}},
 		{Name: "guard", Hidden: true, Usage: "remove a lab when its owner ends", Action: func(c *cli.Context) error {
 			id, err := strconv.Atoi(c.Args().Get(0))
 			if err != nil {

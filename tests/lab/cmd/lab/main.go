@@ -46,8 +46,7 @@ func app() *cli.App {
 		HideHelpCommand: true,
 		ExitErrHandler:  func(*cli.Context, error) {}, // main does it
 		Description: "Sites are called s1, s2, ..., nodes s1/n1, s1/n2, ... The first node of a site is a server, the others join it.\n" +
-			"Needs root. Everything is in one folder, and \"down\" removes exactly what was made, also after a crash.\n" +
-			"Links can be cut and healed. They cannot be delayed: the kernels that this must run on have no netem.",
+			"Needs root. Everything is in one folder, and \"down\" removes exactly what was made, also after a crash.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "dir", Value: filepath.Join(home(), "out", "lab"), Usage: "folder of the lab"},
 		},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -40,6 +41,9 @@ func findNodes(c *cli.Context) ([]*lab.Node, error) {
 	}
 	var nodes []*lab.Node
 	for _, name := range c.Args().Slice() {
+		if strings.HasPrefix(name, "-") {
+			return nil, fmt.Errorf("option %s: options come before the names of nodes", name)
+		}
 		_, n, err := l.Find(name)
 		if err != nil {
 			return nil, err
@@ -76,7 +80,8 @@ func nodeCommands() []*cli.Command {
 		{Name: "kill", Usage: "power off: end every process of the nodes at once, containers too", ArgsUsage: "SITE/NODE ...", Action: kill},
 		nodeCommand("blank", "power off, and give the node a new empty disk", func(ctx context.Context, n *lab.Node) error { return n.Blank(ctx) }),
 		linkCommand("cut", "make a link go silent; the interfaces stay up", true),
-		linkCommand("heal", "undo cut", false),
+		linkCommand("heal", "undo cut and shape", false),
+		shapeCommand(),
 		{
 			Name: "logs", Usage: "print atoll's output", ArgsUsage: "SITE/NODE", Action: logs,
 			Flags: []cli.Flag{&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "wait for more"}},
@@ -151,6 +156,58 @@ func linkCommand(name, usage string, cut bool) *cli.Command {
 		}
 		return setLink(site, node, c.Args().First(), cut)
 	}}
+}
+
+func shapeCommand() *cli.Command {
+	return &cli.Command{
+		Name: "shape", Usage: "make a link slow or lossy; undo with heal", ArgsUsage: "lan SITE[/NODE] | wan SITE",
+		Description: "Options come before the names. Example: scripts/lab shape --delay 80ms --loss 1 --rate 2000 wan s1",
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "delay", Usage: "one way"},
+			&cli.DurationFlag{Name: "jitter", Usage: "up to so much more delay"},
+			&cli.Float64Flag{Name: "loss", Usage: "percent of frames"},
+			&cli.Int64Flag{Name: "rate", Usage: "kbit/s"},
+			&cli.StringFlag{Name: "direction", Value: "both", Usage: "to or from the node or site, or both"},
+		},
+		Action: shape,
+	}
+}
+
+func shape(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return errors.New("usage: lab shape [OPTIONS] lan SITE[/NODE] | wan SITE")
+	}
+	q := lab.Quality{
+		Delay: c.Duration("delay"), Jitter: c.Duration("jitter"), Loss: c.Float64("loss") / 100, BitsPerSecond: 1000 * c.Int64("rate"),
+	}
+	var s lab.Shape
+	switch c.String("direction") {
+	case "both":
+		s = lab.Shape{To: q, From: q}
+	case "to":
+		s.To = q
+	case "from":
+		s.From = q
+	default:
+		return fmt.Errorf("--direction %s: say to, from or both", c.String("direction"))
+	}
+	l, err := open(c)
+	if err != nil {
+		return err
+	}
+	site, node, err := l.Find(c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	switch kind := c.Args().First(); {
+	case kind == "lan" && node != nil:
+		return node.ShapeLAN(s)
+	case kind == "lan":
+		return site.ShapeLAN(s)
+	case kind == "wan" && node == nil:
+		return site.ShapeWAN(s)
+	}
+	return errors.New("a shape is for the lan of a site or node, or for the wan of a site")
 }
 
 // links is what a site and a node have in common.

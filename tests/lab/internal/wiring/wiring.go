@@ -158,7 +158,7 @@ func BuildSite(p Plan, world, router Namespace, site int) error {
 			kind              int
 		}{
 			{fmt.Sprintf("m%d", site), "mgmt", "mgmt0", cardMgmt},
-			{fmt.Sprintf("w%d", site), "wan", "wan0", cardUplink},
+			{LineName(site), "wan", "wan0", cardUplink},
 		} {
 			if err := addCable(c.near, p.hardware(cardLine, site, c.kind), c.far, p.hardware(c.kind, site, 0), router.PID); err != nil {
 				return err
@@ -209,9 +209,9 @@ func BuildSite(p Plan, world, router Namespace, site int) error {
 func PlugNode(p Plan, router, node Namespace, site, number int) error {
 	err := router.Do(func() error {
 		port := PortName(number)
-		if old, err := netlink.LinkByName(port); err == nil {
-			if err := netlink.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("remove old cable: %w", err)
+		for _, old := range []string{"x" + port, port} {
+			if err := removeLink(old); err != nil {
+				return err
 			}
 		}
 		err := addCable(port, p.hardware(cardPort, site, number), Interface, p.hardware(cardNode, site, number), node.PID)
@@ -232,6 +232,9 @@ func PlugNode(p Plan, router, node Namespace, site, number int) error {
 
 // PortName is the switch's name for a node's port.
 func PortName(node int) string { return "n" + strconv.Itoa(node) }
+
+// LineName is the world's name for a site's line.
+func LineName(site int) string { return "w" + strconv.Itoa(site) }
 
 // addBridge makes a switch that behaves like a cheap one: it forwards at once and floods multicast.
 func addBridge(name string, mac net.HardwareAddr) (netlink.Link, error) {
@@ -291,8 +294,11 @@ func addRoute(to netip.Prefix, via netip.Addr) error {
 // setPort opens or blocks a port of a bridge. A blocked port keeps its carrier, like a switch that has stopped forwarding: the node
 // sees no link change, only silence. It lasts until the node's own end goes down and up.
 func setPort(name string, open bool) error {
-	link, err := netlink.LinkByName(name)
+	link, err := netlink.LinkByName("x" + name) // with a wire in between, this one is in the bridge
 	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		link, err = netlink.LinkByName(name)
+	}
 	if errors.As(err, &missing) {
 		return nil // the node is off; whoever plugs it in applies its cuts
 	}

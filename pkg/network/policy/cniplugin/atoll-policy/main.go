@@ -7,4 +7,4 @@ import (
 	"github.com/atollhq/atoll/pkg/network/policy/cniplugin"
 )
 
-func main() { os.Exit(cniplugin.Main(os.Getenv, os.Stdin, os.Stdout)) }
+func main() { os.Exit(cniplugin.Main(os.Getenv, os.Stdin, os.Stdout, cniplugin.Patience)) }
