@@ -109,8 +109,8 @@ func Plan(sources []Source, record Record, me string, again bool) ([]Action, []C
 	}
 	for _, path := range slices.Sorted(maps.Keys(record)) {
 		entry := record[path]
-		if _, mine := entry.Holders[me]; !mine || present[path] {
-			continue
+		if _, mine := entry.Holders[me]; present[path] || !mine && len(entry.Holders) > 0 {
+			continue // a file that all servers gave up at the same moment has no holders left
 		}
 		if len(entry.Holders) > 1 {
 			actions = append(actions, Action{Verb: Forget, Path: path})

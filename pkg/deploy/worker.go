@@ -143,6 +143,14 @@ func (w *worker) pass(ctx context.Context, now time.Time) time.Duration {
 	}
 	w.wake(w.resync)
 	actions, conflicts := Plan(sources, w.record, w.identity, again)
+	if slices.ContainsFunc(actions, func(a Action) bool { return a.Verb != Apply }) {
+		// Another server may hold the file since we last looked.
+		if w.record, err = w.store.load(ctx); err != nil {
+			w.record = nil
+			return w.apiFailed(err)
+		}
+		actions, conflicts = Plan(sources, w.record, w.identity, again)
+	}
 	if err := w.do(ctx, actions, now); err != nil && ctx.Err() == nil {
 		w.record = nil
 		return w.apiFailed(err)
@@ -249,7 +257,15 @@ func (w *worker) sources(look found, complete bool, now time.Time) []Source {
 
 // do carries out the actions. It fails only when the record cannot be written.
 func (w *worker) do(ctx context.Context, actions []Action, now time.Time) error {
-	actions = slices.DeleteFunc(actions, func(a Action) bool { return !w.due(a, now) })
+	// A file that is still being written may take over what is about to be removed.
+	patience := slices.ContainsFunc(slices.Collect(maps.Values(w.files)), func(f *file) bool { return !f.read })
+	actions = slices.DeleteFunc(actions, func(a Action) bool {
+		if a.Verb == Apply && w.incomplete(a, now) {
+			patience = true
+			return true
+		}
+		return !w.due(a, now) || patience && a.Verb == Prune
+	})
 	if len(actions) == 0 {
 		return nil
 	}
@@ -294,23 +310,28 @@ func (w *worker) do(ctx context.Context, actions []Action, now time.Time) error 
 	return nil
 }
 
-// due tells whether it is time for the action.
+// due tells whether it is time for the action. One that failed has to wait, unless the file has changed.
 func (w *worker) due(a Action, now time.Time) bool {
-	if t, failed := w.attempts[a.Path]; failed && t.hash == a.Hash && now.Before(t.at) {
+	t, failed := w.attempts[a.Path]
+	if failed && t.hash == a.Hash && now.Before(t.at) {
 		w.wake(t.at)
 		return false
 	}
+	return true
+}
+
+// incomplete tells whether objects are missing that the file had before, and it changed just now. If it is being copied slowly
+// they are yet to come.
+func (w *worker) incomplete(a Action, now time.Time) bool {
 	f := w.file(a.Path)
-	if a.Verb != Apply || f == nil || f.content != nil {
-		return true
+	if f.content != nil || w.record[a.Path].Holders[w.identity].Hash == "" || containsAll(f.keys, f.applied) {
+		return false
 	}
-	if w.record[a.Path].Holders[w.identity].Hash != "" && !containsAll(f.keys, f.applied) {
-		// Objects are missing that it had. If the file is being copied slowly they are yet to come.
-		if wait := f.since.Add(removeTime); now.Before(wait) {
-			w.wake(wait)
-			return false
-		}
+	wait := f.since.Add(removeTime)
+	if !now.Before(wait) {
+		return false
 	}
+	w.wake(wait)
 	return true
 }
 

@@ -1,10 +1,13 @@
 package hostcheck_test
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +26,7 @@ func TestThisMachine(t *testing.T) {
 	held := listener.Addr().(*net.TCPAddr).Port
 	began := time.Now()
 	results := hostcheck.Run(t.Context(), hostcheck.Config{
-		DataDir: filepath.Join(dir, "not", "yet"), KubeletDir: "/var/lib/kubelet", VXLAN: true, Built: time.Unix(0, 0),
+		DataDir: filepath.Join(dir, "not", "yet"), KubeletDir: "/var/lib/kubelet", VXLAN: true, Built: time.Now().Add(-time.Hour),
 		Ports: []hostcheck.Port{{Number: held, Addr: netip.MustParseAddr("127.0.0.1"), For: "test"}},
 	})
 	took := time.Since(began)
@@ -35,7 +38,9 @@ func TestThisMachine(t *testing.T) {
 			t.Errorf("%s has no remedy", r.Name)
 		}
 	}
-	t.Log("took", took)
+	if took > 20*time.Second {
+		t.Errorf("took %v", took)
+	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -54,4 +59,21 @@ func TestThisMachine(t *testing.T) {
 			t.Errorf("%s: %+v", name, found[name])
 		}
 	}
+}
+
+// TestMain holds a trap of Go in place: a trial must not be made on the process's first thread. Go cannot end that one, so it would
+// stay in the network that was thrown away, which is what all of /proc/self shows from then on. With one processor, what is started
+// here runs on this very thread.
+func TestMain(m *testing.M) {
+	if os.Geteuid() == 0 {
+		before, _ := os.Readlink("/proc/self/ns/net")
+		processors := runtime.GOMAXPROCS(1)
+		hostcheck.Run(context.Background(), hostcheck.Config{})
+		runtime.GOMAXPROCS(processors)
+		if after, _ := os.Readlink("/proc/self/ns/net"); after != before {
+			fmt.Println("FAIL: the process is in another network than before: a trial was made on its first thread")
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
 }

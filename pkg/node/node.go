@@ -46,8 +46,7 @@ type Node struct {
 	asKubelet, asAgent, asController kubernetes.Interface
 	informers                        informers.SharedInformerFactory // as agent; started by the component of that name
 
-	// reclaimLog makes Kubernetes log through ours again after CoreDNS was set up.
-	reclaimLog func()
+	kubeLog process.Logging
 	// troubles are asked for what works only in part, for the status page.
 	troubles []func() []error
 
@@ -76,7 +75,7 @@ func (n *Node) prepare(ctx context.Context) error {
 		}
 	}
 	var err error
-	n.reclaimLog, err = process.Init(process.Config{Verbosity: n.cfg.Verbosity, OnExit: func(code int, stack []byte) {
+	n.kubeLog, err = process.Init(process.Config{Verbosity: n.cfg.Verbosity, OnExit: func(code int, stack []byte) {
 		n.log.Error("a Kubernetes component ended the process", "code", code, "stack", string(stack))
 	}}, n.log)
 	if err != nil {

@@ -44,7 +44,9 @@ func publishDNS(ctx context.Context, client kubernetes.Interface, nodeName strin
 // readiness waits until the node object says Ready, tells the init system, and marks a server as one.
 func (n *Node) readiness(began time.Time) run.Component {
 	return run.Func("node", func(ctx context.Context, ready func()) error {
+		patience := time.AfterFunc(startPatience, n.kubeLog.Settle)
 		n.awaitReady(ctx)
+		patience.Reset(5 * time.Second)
 		if ctx.Err() != nil {
 			return nil
 		}

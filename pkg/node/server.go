@@ -72,13 +72,14 @@ func (n *Node) RunServer(ctx context.Context) error {
 		return err
 	}
 	n.troubles = append(n.troubles, site.Problems)
-	n.group.Add(site, run.Needs(api), run.Restartable())
+	// The rights of our own parts are among the manifests, so those parts wait for them.
+	own := n.group.Add(site, run.Needs(api), run.Restartable())
 	if err := n.addControllers(api); err != nil {
 		return err
 	}
-	n.addWorkload(&n.group, api)
-	n.addServices(api)
-	n.group.Add(n.sharedInformers(), run.Needs(api))
+	n.addWorkload(&n.group, api, own)
+	n.addServices(own)
+	n.group.Add(n.sharedInformers(), run.Needs(own))
 	n.group.Add(n.readiness(began), run.Needs(api))
 	return n.group.Run(ctx)
 }
@@ -197,15 +198,15 @@ func (n *Node) addControllers(api *run.Handle) error {
 }
 
 // addServices adds what a server offers beyond upstream's components.
-func (n *Node) addServices(api *run.Handle) {
+func (n *Node) addServices(site *run.Handle) {
 	if !n.cfg.Disabled(config.MetricsServer) {
 		n.group.Add(metrics.New(metrics.Config{
 			Kubeconfig: n.paths.MetricsKubeconfig, CertFile: n.paths.Local, KeyFile: n.paths.Local, KubeletCA: n.paths.KubeletCA.Cert,
 			ClientCA: n.paths.ClientCA.Cert, RequestHeaderCA: n.paths.RequestHeaderCA.Cert, RequestHeaderName: pki.UserFrontProxy,
-		}, n.log), run.Needs(api), run.Restartable())
+		}, n.log), run.Needs(site), run.Restartable())
 	}
 	if !n.cfg.Disabled(config.ServiceLB) {
 		// Every server computes the same; one would do, but the second changes nothing and an election costs writes.
-		n.group.Add(servicelb.New(servicelb.Config{Client: n.asController, Factory: n.informers, Log: n.log}), run.Needs(api), run.Restartable())
+		n.group.Add(servicelb.New(servicelb.Config{Client: n.asController, Factory: n.informers, Log: n.log}), run.Needs(site), run.Restartable())
 	}
 }

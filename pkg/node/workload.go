@@ -22,9 +22,28 @@ import (
 	"github.com/atollhq/atoll/pkg/storage"
 )
 
-// addWorkload adds what every node needs to run pods.
-func (n *Node) addWorkload(g *run.Group, api *run.Handle) {
-	unpacked := g.Add(run.Func("programs", func(ctx context.Context, ready func()) error {
+// addWorkload adds what every node needs to run pods. api is ready when the API answers, site when it also knows the rights of our parts.
+func (n *Node) addWorkload(g *run.Group, api, site *run.Handle) {
+	unpacked := g.Add(n.programs())
+	daemon := g.Add(n.containerd(), run.Needs(unpacked), run.Restartable())
+	images := n.imageLoader()
+	n.troubles = append(n.troubles, images.Problems)
+	loader := g.Add(images, run.Needs(daemon), run.Restartable())
+	n.addNetwork(g, api, site, unpacked)
+	if !n.cfg.Disabled(config.LocalStorage) {
+		volumes := storage.New(storage.Config{Client: n.asAgent, NodeName: n.cfg.NodeName, Folder: n.cfg.StoragePath()}, n.log)
+		n.troubles = append(n.troubles, volumes.Problems)
+		g.Add(volumes, run.Needs(site), run.Restartable())
+	}
+	g.Add(n.kubelet(), run.Needs(api, loader), run.Lingers())
+	g.Add(proxy.New(proxy.Config{
+		Args: proxyArgs(n.cfg, n.paths, n.cfg.ClusterCIDR), UserArgs: n.cfg.KubeProxyArgs, Healthz: proxyHealthz,
+	}, n.log), run.Needs(api, unpacked), run.Lingers())
+}
+
+// programs unpacks what is carried inside.
+func (n *Node) programs() run.Component {
+	return run.Func("programs", func(ctx context.Context, ready func()) error {
 		if _, err := n.bundle.Unpack(); err != nil {
 			return err
 		}
@@ -38,57 +57,66 @@ func (n *Node) addWorkload(g *run.Group, api *run.Handle) {
 		}
 		<-ctx.Done()
 		return nil
-	}))
-	daemon := g.Add(n.containerd(), run.Needs(unpacked), run.Restartable())
-	images := n.imageLoader()
-	n.troubles = append(n.troubles, images.Problems)
-	loader := g.Add(images, run.Needs(daemon), run.Restartable())
+	})
+}
+
+// addNetwork adds what connects pods: addresses, the way to other nodes and to the outside, policies, names.
+func (n *Node) addNetwork(g *run.Group, api, site, unpacked *run.Handle) {
 	policySocket := PolicySocket
 	if n.cfg.Disabled(config.NetworkPolicy) {
 		policySocket = ""
 	}
 	network := cni.New(cni.Config{
-		Policy: policySocket,
-		Client: n.asKubelet, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs, MTU: mtuFor(n.addr, overlay.Header),
+		Client: n.asKubelet, NodeName: n.cfg.NodeName, ConfFile: n.paths.cniConf, AddressDir: n.paths.cniAddrs,
+		MTU: mtuFor(n.addr, overlay.Header), Policy: policySocket,
 	}, n.log)
-	joined := g.Add(network, run.Needs(api), run.Restartable())
+	addressed := g.Add(network, run.Needs(api), run.Restartable())
 	g.Add(overlay.New(overlay.Config{
 		Kubeconfig: n.paths.AgentKubeconfig, NodeName: n.cfg.NodeName, NodeIP: n.addr, Interface: n.cfg.FlannelIface,
 		ClusterCIDR: n.cfg.ClusterCIDR, Backend: n.cfg.FlannelBackend, ConfFile: n.paths.flannelConf,
-	}, n.log), run.Needs(api, joined), run.Restartable())
+	}, n.log), run.Needs(site, addressed), run.Restartable())
 	g.Add(masquerade.New(masquerade.Config{
 		PodCIDRs: []netip.Prefix{n.cfg.ClusterCIDR}, ServiceCIDRs: []netip.Prefix{n.cfg.ServiceCIDR}, Log: n.log,
 	}), run.Needs(unpacked), run.Restartable())
 	if policySocket != "" {
 		g.Add(policy.New(policy.Config{
 			NodeName: n.cfg.NodeName, Factory: n.informers, Builtins: []policy.Builtin{policy.DNS(n.cfg.DNSAddress())}, Socket: policySocket, Log: n.log,
-		}), run.Needs(api, unpacked), run.Restartable())
+		}), run.Needs(site, unpacked), run.Restartable())
+	} else {
+		g.Add(noPolicy(), run.Needs(unpacked), run.Restartable())
 	}
-	if !n.cfg.Disabled(config.LocalStorage) {
-		volumes := storage.New(storage.Config{Client: n.asAgent, NodeName: n.cfg.NodeName, Folder: n.cfg.StoragePath()}, n.log)
-		n.troubles = append(n.troubles, volumes.Problems)
-		g.Add(volumes, run.Needs(api), run.Restartable())
-	}
-	g.Add(n.kubelet(), run.Needs(api, loader), run.Lingers())
-	g.Add(proxy.New(proxy.Config{
-		Args: proxyArgs(n.cfg, n.paths, n.cfg.ClusterCIDR), UserArgs: n.cfg.KubeProxyArgs, Healthz: proxyHealthz,
-	}, n.log), run.Needs(api, unpacked), run.Lingers())
 	if !n.cfg.Disabled(config.CoreDNS) {
-		g.Add(dns.New(dns.Config{
-			Listen: func(ctx context.Context) (netip.Addr, error) {
-				cidr, err := network.PodCIDR(ctx)
-				if err != nil {
-					return netip.Addr{}, err
-				}
-				return cni.Gateway(cidr), nil
-			},
-			Domain: n.cfg.ClusterDomain, Kubeconfig: n.dnsKubeconfig(), ResolvConf: n.hostResolvConf(), Custom: "/etc/atoll/dns",
-			Started: n.reclaimLog,
-			Publish: func(ctx context.Context, addr netip.Addr) error {
-				return publishDNS(ctx, n.asAgent, n.cfg.NodeName, addr)
-			},
-		}, n.log), run.Needs(api), run.Restartable())
+		g.Add(n.dns(network), run.Needs(site), run.Restartable())
 	}
+}
+
+// noPolicy takes away the rules of an earlier run, which would stay in force.
+func noPolicy() run.Component {
+	return run.Func("no-network-policy", func(ctx context.Context, ready func()) error {
+		if err := policy.Remove(ctx, nil); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	})
+}
+
+func (n *Node) dns(network *cni.Network) run.Component {
+	return dns.New(dns.Config{
+		Listen: func(ctx context.Context) (netip.Addr, error) {
+			cidr, err := network.PodCIDR(ctx)
+			if err != nil {
+				return netip.Addr{}, err
+			}
+			return cni.Gateway(cidr), nil
+		},
+		Domain: n.cfg.ClusterDomain, Kubeconfig: n.dnsKubeconfig(), ResolvConf: n.hostResolvConf(), Custom: "/etc/atoll/dns",
+		Started: n.kubeLog.Reclaim,
+		Publish: func(ctx context.Context, addr netip.Addr) error {
+			return publishDNS(ctx, n.asAgent, n.cfg.NodeName, addr)
+		},
+	}, n.log)
 }
 
 func (n *Node) containerd() run.Component {

@@ -178,7 +178,7 @@ func TestMountAndUmount(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{umount, source}, 32, "umount: " + source + ": not mounted."},
+		{[]string{umount, source}, 32, "umount: " + source + ": not mounted"},
 		{[]string{umount, filepath.Join(dir, "none")}, 32, "no such file"},
 		{[]string{umount}, 1, "give the mount point"},
 		{[]string{umount, "--what", source}, 1, "unknown option --what"},

@@ -111,7 +111,7 @@ func askedWrongly(t *testing.T, n *lab.Node) {
 		{"server --https-listen-port 0", []string{"https-listen-port"}},
 		{"server --https-listen-port 70000", []string{"https-listen-port"}},
 		{"server --https-listen-port many", []string{"https-listen-port", "many"}},
-		{"server --node-name Till_1", []string{"node-name", "Till_1"}},
+		{"server --node-name Till_1", []string{"node-name", "till_1"}},
 		{"server --disable trafik", []string{"disable", "trafik"}},
 		{"server --data-dir relative", []string{"data-dir", "relative"}},
 		{"server --token short", []string{"token"}},

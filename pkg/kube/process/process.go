@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
 	"k8s.io/client-go/rest"
@@ -26,20 +27,35 @@ type Config struct {
 	OnExit func(code int, stack []byte)
 }
 
+// Logging is how the embedded components log.
+type Logging struct {
+	reclaim func()
+	settled *atomic.Bool
+}
+
+// Reclaim makes Kubernetes log through ours again after something else (CoreDNS) has taken its logger for itself.
+func (l Logging) Reclaim() { l.reclaim() }
+
+// Settle ends the time of the start, in which components complain about each other not being there yet.
+func (l Logging) Settle() { l.settled.Store(true) }
+
 // Init applies cfg. Call it once, before any component is made.
-// reclaim makes Kubernetes log through log again after something else (CoreDNS) has taken its logger for itself.
-func Init(cfg Config, log *slog.Logger) (reclaim func(), err error) {
+// Until Logging.Settle is called, what the components call warnings and errors are debug lines: at a start they are about what is not
+// there yet, and what does not come shows in the components' states.
+func Init(cfg Config, log *slog.Logger) (Logging, error) {
 	level := slog.LevelDebug
 	if cfg.Verbosity > 0 {
 		level = slog.LevelInfo
 	}
 	var v klog.Level
 	if err := v.Set(fmt.Sprint(cfg.Verbosity)); err != nil {
-		return nil, fmt.Errorf("set log verbosity: %w", err)
+		return Logging{}, fmt.Errorf("set log verbosity: %w", err)
 	}
-	kube := slog.New(&handler{inner: log.Handler(), info: level})
-	reclaim = func() { klog.SetSlogLogger(kube) }
-	reclaim()
+	logging := Logging{settled: &atomic.Bool{}}
+	kube := slog.New(&handler{inner: log.Handler(), info: level, settled: logging.settled})
+	logging.reclaim = func() { klog.SetSlogLogger(kube) }
+	logging.reclaim()
+	logging.settled.Store(cfg.Verbosity > 0)
 	exit := klog.OsExit
 	klog.OsExit = func(code int) {
 		if cfg.OnExit != nil {
@@ -50,15 +66,15 @@ func Init(cfg Config, log *slog.Logger) (reclaim func(), err error) {
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 
 	// kine and parts of containerd's client log through logrus.
-	logrus.SetOutput(writer{log: log.With("component", "datastore")})
+	logrus.SetOutput(writer{log: log.With("component", "datastore"), settled: logging.settled})
 	logrus.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
 	if cfg.Verbosity == 0 {
 		logrus.SetLevel(logrus.WarnLevel)
 	}
 	// CoreDNS logs through the standard logger.
 	stdlog.SetFlags(0)
-	stdlog.SetOutput(writer{log: log.With("component", "dns")})
-	return reclaim, nil
+	stdlog.SetOutput(writer{log: log.With("component", "dns"), settled: logging.settled})
+	return logging, nil
 }
 
 // Context returns ctx with a logger for the component of this name.
@@ -71,12 +87,15 @@ func ForgetConfigz(name string) { configz.Delete(name) }
 
 // handler lowers informational lines to the given level: an idle node is silent.
 type handler struct {
-	inner slog.Handler
-	info  slog.Level
+	inner   slog.Handler
+	info    slog.Level
+	settled *atomic.Bool
 }
 
 func (h *handler) level(l slog.Level) slog.Level {
 	switch {
+	case l >= slog.LevelWarn && !h.settled.Load():
+		return slog.LevelDebug
 	case l >= slog.LevelError:
 		// Upstream calls an error what it is about to retry; the components' own state says whether someone must act.
 		return slog.LevelWarn
@@ -100,15 +119,18 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &handler{inner: h.inner.WithAttrs(attrs), info: h.info}
+	return &handler{inner: h.inner.WithAttrs(attrs), info: h.info, settled: h.settled}
 }
 
 func (h *handler) WithGroup(name string) slog.Handler {
-	return &handler{inner: h.inner.WithGroup(name), info: h.info}
+	return &handler{inner: h.inner.WithGroup(name), info: h.info, settled: h.settled}
 }
 
 // writer passes on lines of loggers that know no levels but write them into the text.
-type writer struct{ log *slog.Logger }
+type writer struct {
+	log     *slog.Logger
+	settled *atomic.Bool
+}
 
 func (w writer) Write(p []byte) (int, error) {
 	line := strings.TrimSpace(string(p))
@@ -117,6 +139,10 @@ func (w writer) Write(p []byte) (int, error) {
 			w.log.Debug(line)
 			return len(p), nil
 		}
+	}
+	if !w.settled.Load() {
+		w.log.Debug(line)
+		return len(p), nil
 	}
 	w.log.Warn(line)
 	return len(p), nil

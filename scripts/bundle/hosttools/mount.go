@@ -275,8 +275,8 @@ func umount(args []string) int {
 	return code
 }
 
-// errNotMounted has the words of umount(8): the kubelet looks for them.
-var errNotMounted = errors.New("not mounted.")
+// errNotMounted has the words of umount(8), which the kubelet looks for.
+var errNotMounted = errors.New("not mounted")
 
 func unmountAll(target string, flags int, recursive bool) error {
 	points := []string{target}

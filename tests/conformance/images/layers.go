@@ -164,7 +164,7 @@ func busybox(ctx context.Context, s sources, dir string) error {
 	if err := os.RemoveAll(unpacked); err != nil {
 		return err
 	}
-	if err := unpackDebs(ctx, s, unpacked, "busybox-static"); err != nil {
+	if err := unpackDebs(ctx, s, unpacked, "busybox-static", "bash-static"); err != nil {
 		return err
 	}
 	program := filepath.Join(dir, "bin/busybox")
@@ -174,6 +174,10 @@ func busybox(ctx context.Context, s sources, dir string) error {
 	out, err := exec.CommandContext(ctx, program, "--list").Output()
 	if err != nil {
 		return fmt.Errorf("ask busybox for its commands: %w", err)
+	}
+	// The shell hands on variables whose names have a dash, as a ConfigMap may make them; the one of Debian's busybox drops them.
+	if err := copyFile(filepath.Join(unpacked, "bin/bash-static"), filepath.Join(dir, "bin/sh"), 0o755); err != nil {
+		return err
 	}
 	for name := range strings.FieldsSeq(string(out)) {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil && !errors.Is(err, fs.ErrExist) {

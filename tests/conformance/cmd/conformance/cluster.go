@@ -36,7 +36,7 @@ func findCluster(ctx context.Context, home string, o options, archive string) (*
 	}
 	if _, err := os.Stat(filepath.Join(o.dir, "lab.json")); errors.Is(err, os.ErrNotExist) {
 		step("lab: up in %s", o.dir)
-		if err := lab(ctx, home, o, "up", "--id", fmt.Sprint(o.id), "--binary", o.binary, "--no-images", "--image", archive); err != nil {
+		if err := lab(ctx, home, o, "up", "--id", fmt.Sprint(o.id), "--nodes", fmt.Sprint(o.nodes), "--binary", o.binary, "--no-images", "--image", archive); err != nil {
 			return nil, err
 		}
 	}

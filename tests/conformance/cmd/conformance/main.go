@@ -26,7 +26,7 @@ type options struct {
 	focus, skip    *regexp.Regexp
 	procs          int
 	site, dir      string
-	id             int
+	id, nodes      int
 	binary         string
 	kubeconfig     string
 	out            string
@@ -68,6 +68,7 @@ func parse(args []string, home string) (options, error) {
 	f.StringVar(&o.site, "site", "s1", "`site` of the lab to run on")
 	f.StringVar(&o.dir, "lab", filepath.Join(home, "out/lab-conformance"), "`folder` of the lab; it is built there when it is not up")
 	f.IntVar(&o.id, "id", 3, "`number` of the lab when it is built")
+	f.IntVar(&o.nodes, "nodes", 1, "nodes of the lab's site when it is built")
 	f.StringVar(&o.binary, "binary", filepath.Join(home, "bin/atoll"), "the `atoll` to test, and its kubectl")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "run on the cluster of this `file` instead of a lab; its nodes must have the images")
 	f.StringVar(&o.out, "out", filepath.Join(home, "out/conformance"), "`folder` for results")
@@ -95,8 +96,8 @@ func parse(args []string, home string) (options, error) {
 	if f.NArg() > 0 {
 		return wrong("unknown argument %q", f.Arg(0))
 	}
-	if o.procs < 1 {
-		return wrong("--procs %d: must be at least 1", o.procs)
+	if o.procs < 1 || o.nodes < 1 {
+		return wrong("--procs %d, --nodes %d: must be at least 1", o.procs, o.nodes)
 	}
 	var err error
 	if o.focus, err = compile(focus); err != nil {
@@ -115,7 +116,8 @@ func parse(args []string, home string) (options, error) {
 
 const usage = `Runs the conformance tests of Kubernetes on a node, all or some. Needs Go, apt and root.
 
-  scripts/conformance                                       all of them
+  scripts/conformance                                       all of them, on one node
+  scripts/conformance --nodes 2 --focus 'untainted nodes'   one that wants two
   scripts/conformance --focus 'sig-network.*Services'       some
   scripts/conformance --resume                              those that have not passed
 

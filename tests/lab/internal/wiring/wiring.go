@@ -51,7 +51,7 @@ func onThreadOfItsOwn(f func() error) error {
 
 // CheckFree returns an error when the host already uses an address or route in the plan's range.
 func CheckFree(p Plan) error {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses of the host: %w", err)
 	}
@@ -60,7 +60,7 @@ func CheckFree(p Plan) error {
 			return fmt.Errorf("the lab's range %s is in use: the host has the address %s", p.Range(), a.IPNet)
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list routes of the host: %w", err)
 	}
@@ -70,6 +70,16 @@ func CheckFree(p Plan) error {
 		}
 	}
 	return nil
+}
+
+// whole asks for a list again when it changed while the kernel wrote it, because another lab came or went.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // overlaps leaves the default route out: it overlaps everything and claims nothing.

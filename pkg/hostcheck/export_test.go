@@ -1,0 +1,4 @@
+package hostcheck
+
+// ErrUnknown is what a trial returns when the kernel lacks what it needs.
+var ErrUnknown = errUnknown
