@@ -108,13 +108,14 @@ type result struct {
 	errs     []FileError
 	warnings []string
 	waits    bool // all of the errors pass by themselves
+	soon     bool // all of them are about something that another object or file may be about to bring
 }
 
 // put makes the objects of the set path those in docs: creates and changes them, takes over those that exist already, and removes
 // what the set had in the kinds of prune. An object of a kind that is not known (yet) is left out and reported.
 func (c *cluster) put(ctx context.Context, path string, docs []Document, prune []schema.GroupVersionKind) result {
 	c.takeWarnings()
-	r := result{waits: true}
+	r := result{waits: true, soon: true}
 	order(docs)
 	set := objectset.NewObjectSet()
 	var present []Document
@@ -122,7 +123,7 @@ func (c *cluster) put(ctx context.Context, path string, docs []Document, prune [
 		ok, err := c.known(d.Object.GroupVersionKind())
 		if err == nil && !ok {
 			gvk := d.Object.GroupVersionKind()
-			err = remedy.Wrap(fmt.Errorf("the cluster does not know the kind %s of %s", gvk.Kind, gvk.GroupVersion()), "check apiVersion and kind, or install what defines it; this is tried again by itself")
+			err = remedy.Wrap(fmt.Errorf("%w %s of %s", errNoKind, gvk.Kind, gvk.GroupVersion()), "check apiVersion and kind, or install what defines it; this is tried again by itself")
 		}
 		if err != nil {
 			r.add(d, err)
@@ -170,6 +171,7 @@ var immortal = []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.
 func (r *result) add(d Document, err error) {
 	cause, waits := explain(err)
 	r.waits = r.waits && waits
+	r.soon = r.soon && (errors.Is(err, errNoKind) || apierrors.IsNotFound(err))
 	if len(r.errs) >= 20 {
 		return
 	}
@@ -206,6 +208,8 @@ func blame(err error, docs []Document) Document {
 	return Document{}
 }
 
+var errNoKind = errors.New("the cluster does not know the kind")
+
 // explain turns an error into a cause with a remedy, and tells whether it passes by itself.
 func explain(err error) (cause error, waits bool) {
 	if remedy.Of(err) != "" {
@@ -223,7 +227,7 @@ func explain(err error) (cause error, waits bool) {
 	switch {
 	case apierrors.IsNotFound(err) && details != nil && details.Kind == "namespaces":
 		return remedy.Wrap(cause, "add the namespace to the file; this is tried again by itself"), false
-	case apierrors.IsInvalid(err) && strings.Contains(cause.Error(), "immutable"), apierrors.IsInvalid(err) && strings.Contains(cause.Error(), "forbidden: "):
+	case apierrors.IsInvalid(err) && (strings.Contains(cause.Error(), "immutable") || strings.Contains(cause.Error(), "Forbidden: ")):
 		return remedy.Wrap(cause, "undo the change, or delete the object with kubectl: it is made again from the file"), false
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsMethodNotSupported(err), apierrors.IsRequestEntityTooLargeError(err):
 		return remedy.Wrap(cause, "correct the file"), false

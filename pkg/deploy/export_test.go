@@ -35,6 +35,7 @@ type Result struct {
 	Errs     []FileError
 	Warnings []string
 	Waits    bool
+	Soon     bool
 }
 
 // Cluster is a cluster on clients of a test.
@@ -50,7 +51,7 @@ func NewCluster(d discovery.DiscoveryInterface, client dynamic.Interface) Cluste
 
 func (c Cluster) Put(ctx context.Context, path string, docs []Document, prune []schema.GroupVersionKind) Result {
 	r := c.c.put(ctx, path, docs, prune)
-	return Result{r.errs, r.warnings, r.waits}
+	return Result{r.errs, r.warnings, r.waits, r.soon}
 }
 
 // Store keeps the record.
@@ -68,7 +69,7 @@ type PutFunc func(path string, docs []Document, prune []schema.GroupVersionKind)
 
 func (f PutFunc) put(_ context.Context, path string, docs []Document, prune []schema.GroupVersionKind) result {
 	r := f(path, docs, prune)
-	return result{r.Errs, r.Warnings, r.Waits}
+	return result{r.Errs, r.Warnings, r.Waits, r.Soon}
 }
 
 // Worker is the loop's body, driven by a test's clock.
@@ -89,3 +90,12 @@ func NewWorker(cfg Config, identity string, client kubernetes.Interface, put Put
 func (w Worker) Pass(now time.Time) time.Duration { return w.pass(context.Background(), now) }
 func (w Worker) Settled() bool                    { return w.settled }
 func (w Worker) Record() Record                   { return w.record }
+
+// Watch tells about changes of folders.
+type Watch struct{ *watch }
+
+func NewWatch(log *slog.Logger) Watch    { return Watch{newWatch(log)} }
+func (w Watch) Run(ctx context.Context)  { w.run(ctx) }
+func (w Watch) Close()                   { w.close() }
+func (w Watch) Folders(paths []string)   { w.folders(paths) }
+func (w Watch) Changed() <-chan struct{} { return w.changed }

@@ -155,7 +155,9 @@ func plainPath(err error) error {
 type watch struct {
 	log     *slog.Logger
 	changed chan struct{}
-	watcher *fsnotify.Watcher
+	watcher *fsnotify.Watcher   // nil when the kernel cannot watch; used by the worker's goroutine alone
+	events  chan fsnotify.Event // closed, or nil from the start, when the kernel cannot watch
+	errs    chan error
 }
 
 func newWatch(log *slog.Logger) *watch {
@@ -163,7 +165,9 @@ func newWatch(log *slog.Logger) *watch {
 	var err error
 	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
 		w.giveUp(err)
+		return w
 	}
+	w.events, w.errs = w.watcher.Events, w.watcher.Errors
 	return w
 }
 
@@ -189,21 +193,20 @@ func (w *watch) folders(paths []string) {
 
 // run passes changes on until ctx ends.
 func (w *watch) run(ctx context.Context) {
-	if w.watcher == nil {
+	if w.events == nil {
 		w.poll(ctx)
 		return
 	}
-	events, errs := w.watcher.Events, w.watcher.Errors
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case _, ok := <-events:
+		case _, ok := <-w.events:
 			if !ok {
 				w.poll(ctx)
 				return
 			}
-		case <-errs: // too many changes at once: look at all of it
+		case <-w.errs: // too many changes at once: look at all of it
 		}
 		w.tell()
 	}

@@ -84,11 +84,11 @@ type Conflict struct {
 	Winner string // the program's own, else the first by name
 }
 
-// Plan decides what the server with identity me does, given the files that it has and what is on record. again makes it apply
-// what it applied last even if nothing changed, to put back what somebody changed in the cluster.
+// Plan decides what the server with identity me does, given the files that it has and what is on record. again tells for
+// which files it applies what it applied last even if nothing changed, to put back what somebody changed in the cluster.
 //
 // Applying comes before pruning: an object that moves from one file to another is taken over, not deleted and made again.
-func Plan(sources []Source, record Record, me string, again bool) ([]Action, []Conflict) {
+func Plan(sources []Source, record Record, me string, again func(path string) bool) ([]Action, []Conflict) {
 	sources = slices.SortedFunc(slices.Values(sources), func(a, b Source) int {
 		return cmp.Or(cmp.Compare(rank(a.Path), rank(b.Path)), cmp.Compare(a.Path, b.Path))
 	})
@@ -103,7 +103,7 @@ func Plan(sources []Source, record Record, me string, again bool) ([]Action, []C
 		entry := record[s.Path]
 		hash := effectiveHash(s.Hash, leave[s.Path])
 		changed := entry.Holders[me].Hash != hash
-		if changed || again && entry.By == me {
+		if changed || entry.By == me && again(s.Path) {
 			actions = append(actions, Action{Verb: Apply, Path: s.Path, Hash: hash, Leave: leave[s.Path], Prune: entry.Kinds})
 		}
 	}

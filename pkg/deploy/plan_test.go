@@ -30,6 +30,8 @@ func entry(hash, by string, holders ...string) deploy.Entry {
 	return e
 }
 
+func never(string) bool { return false }
+
 func TestPlan(t *testing.T) {
 	type row struct {
 		name      string
@@ -69,7 +71,7 @@ func TestPlan(t *testing.T) {
 		{name: "twice in a file that loses it", sources: []deploy.Source{source("a", "1", "x"), source("b", "1", "x", "x")}, want: "apply a, apply b -1", conflicts: "b<a: ConfigMap x"},
 	} {
 		t.Run(r.name, func(t *testing.T) {
-			actions, conflicts := deploy.Plan(r.sources, r.record, "me", r.again)
+			actions, conflicts := deploy.Plan(r.sources, r.record, "me", func(string) bool { return r.again })
 			var got, lost []string
 			for _, a := range actions {
 				text := fmt.Sprintf("%s %s", a.Verb, a.Path)
@@ -97,15 +99,15 @@ func TestPlan(t *testing.T) {
 // When the file that had an object goes, the file that lost it must be applied anew.
 func TestLoserTakesOver(t *testing.T) {
 	a, b := source("a", "1", "x"), source("b", "1", "x", "y")
-	actions, _ := deploy.Plan([]deploy.Source{a, b}, nil, "me", false)
+	actions, _ := deploy.Plan([]deploy.Source{a, b}, nil, "me", never)
 	record := deploy.Record{}
 	for _, act := range actions {
 		record[act.Path] = entry(act.Hash, "me", "me="+act.Hash)
 	}
-	if again, _ := deploy.Plan([]deploy.Source{a, b}, record, "me", false); len(again) != 0 {
+	if again, _ := deploy.Plan([]deploy.Source{a, b}, record, "me", never); len(again) != 0 {
 		t.Errorf("nothing changed, yet: %+v", again)
 	}
-	actions, conflicts := deploy.Plan([]deploy.Source{b}, record, "me", false)
+	actions, conflicts := deploy.Plan([]deploy.Source{b}, record, "me", never)
 	if len(conflicts) != 0 || len(actions) != 2 || actions[0].Verb != deploy.Apply || actions[0].Path != "b" || len(actions[0].Leave) != 0 || actions[1].Verb != deploy.Prune {
 		t.Errorf("%+v, %+v", actions, conflicts)
 	}

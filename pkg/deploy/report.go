@@ -14,31 +14,12 @@ import (
 	"github.com/atollhq/atoll/pkg/remedy"
 )
 
-// pruned, failed and tell say what happened: in the status, the log, and as events.
+// pruned and tell say what happened: in the status, the log, and as events.
 
 func (w *worker) pruned(a Action) {
 	w.m.drop(a.Path)
 	w.m.log.Info("objects of a removed manifest deleted", "file", a.Path)
 	w.event(corev1.EventTypeNormal, "ManifestRemoved", a.Path+" is gone, its objects were deleted")
-}
-
-func (w *worker) failed(a Action, r result, now time.Time) {
-	s := FileStatus{Path: a.Path, State: Failed, Since: now, Errors: r.errs, Warnings: r.warnings}
-	if f := w.file(a.Path); f != nil {
-		s.Objects = f.count
-	}
-	if r.waits {
-		s.State = Waiting
-	}
-	if !w.m.set(s) {
-		return
-	}
-	for _, e := range r.errs {
-		w.m.log.Warn("manifest not applied", "err", e.In(a.Path), "try", e.Remedy)
-	}
-	if !r.waits {
-		w.event(corev1.EventTypeWarning, "ManifestFailed", r.errs[0].In(a.Path).Error()+"; try: "+r.errs[0].Remedy)
-	}
 }
 
 // event is attached to the record, the only object that stands for all manifests.
@@ -67,6 +48,14 @@ func (w *worker) report(look found, sources []Source, conflicts []Conflict, now 
 			w.whole(s, f, conflicts, now)
 		}
 	}
+	for path, t := range w.attempts {
+		if _, onRecord := w.record[path]; onRecord && !present[path] { // could not be pruned
+			present[path] = true
+			w.tell(failure(FileStatus{Path: path, Since: now}, t))
+		} else if !present[path] {
+			delete(w.attempts, path)
+		}
+	}
 	w.m.keep(present)
 	w.settled = !slices.ContainsFunc(slices.Collect(maps.Keys(w.packaged)), func(path string) bool {
 		s := w.m.state(path)
@@ -77,24 +66,30 @@ func (w *worker) report(look found, sources []Source, conflicts []Conflict, now 
 // whole reports a file that can be read: it is applied, unless it failed or waits for its turn. What it has in common with
 // another file is an error even when all the rest is applied.
 func (w *worker) whole(s Source, f *file, conflicts []Conflict, now time.Time) {
-	if _, failing := w.attempts[s.Path]; failing {
-		return
+	status := FileStatus{Path: s.Path, State: Waiting, Objects: f.count, Since: now, Warnings: f.warns, version: f.hash}
+	if w.record[s.Path].Holders[w.identity].Hash != "" {
+		status.State = Applied
 	}
-	var errs []FileError
+	if t, failing := w.attempts[s.Path]; failing {
+		status = failure(status, t)
+	}
 	for _, c := range conflicts {
 		if c.Path == s.Path {
-			errs = append(errs, fileError(0, 0, c.Key.String(), conflictError(c)))
+			status.State = Failed
+			status.Errors = append(status.Errors, fileError(0, 0, c.Key.String(), conflictError(c)))
 		}
 	}
-	held := w.record[s.Path].Holders[w.identity].Hash != ""
-	switch {
-	case len(errs) > 0:
-		w.tell(FileStatus{Path: s.Path, State: Failed, Objects: f.count, Since: now, Errors: errs})
-	case held:
-		w.m.set(FileStatus{Path: s.Path, State: Applied, Objects: f.count, Since: now, Warnings: f.warns, version: f.hash})
-	default:
-		w.m.set(FileStatus{Path: s.Path, State: Waiting, Objects: f.count, Since: now})
+	w.tell(status)
+}
+
+// failure is the status of a file after a failed attempt. At first it only waits: what it needs may be about to come.
+func failure(s FileStatus, t attempt) FileStatus {
+	s.State = Failed
+	if t.result.waits || t.result.soon && t.n <= quickTries {
+		s.State = Waiting
 	}
+	s.Errors, s.Warnings = slices.Clone(t.result.errs), t.result.warnings
+	return s
 }
 
 func conflictError(c Conflict) error {
@@ -107,9 +102,13 @@ func conflictError(c Conflict) error {
 	return remedy.Wrap(errors.New("it is in "+c.Winner), "remove it from one of the two files")
 }
 
-// tell sets a status that a person must act on, and says so when it is new.
+// tell sets the status and, when it is new, says what a person must do.
 func (w *worker) tell(s FileStatus) {
-	if !w.m.set(s) {
+	if !w.m.set(s) || len(s.Errors) == 0 {
+		return
+	}
+	if s.State == Waiting {
+		w.m.log.Info("manifest waits", "err", s.Errors[0].In(s.Path))
 		return
 	}
 	for _, e := range s.Errors {
@@ -146,11 +145,11 @@ func (m *Manifests) drop(path string) {
 	delete(m.files, path)
 }
 
-// keep drops the status of files that are not there any more, unless they could not be pruned.
+// keep drops the status of files that are not there any more.
 func (m *Manifests) keep(present map[string]bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.files, func(path string, s FileStatus) bool { return !present[path] && s.State != Failed })
+	maps.DeleteFunc(m.files, func(path string, _ FileStatus) bool { return !present[path] })
 }
 
 func (m *Manifests) setFolder(err error) {

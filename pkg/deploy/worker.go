@@ -26,6 +26,7 @@ const (
 	firstRetry  = 500 * time.Millisecond
 	lastRetry   = 5 * time.Minute
 	lastWait    = 15 * time.Second // for what passes by itself
+	quickTries  = 6
 	applyWithin = 2 * time.Minute
 )
 
@@ -55,11 +56,23 @@ type file struct {
 	warns   []string
 }
 
-// attempt remembers failures.
+// attempt remembers the failures of an action.
 type attempt struct {
-	hash string
-	n    int
-	at   time.Time // not before
+	verb   Verb
+	hash   string
+	n      int
+	at     time.Time // not before
+	result result
+}
+
+// retry is the pause after failure n: short while something else may be about to come (a kind that has just been defined takes
+// a second or two to be known), then longer and longer.
+func (t attempt) retry() time.Duration {
+	limit := lastRetry
+	if t.result.waits {
+		limit = lastWait
+	}
+	return min(firstRetry<<min(max(t.n-quickTries, 0), 12), limit)
 }
 
 // worker does the work of Manifests in one goroutine.
@@ -137,11 +150,15 @@ func (w *worker) pass(ctx context.Context, now time.Time) time.Duration {
 	}
 	w.m.setAPI(nil)
 	sources := w.sources(look, err == nil, now)
-	again := !now.Before(w.resync)
-	if again {
+	resync := !now.Before(w.resync)
+	if resync {
 		w.resync = now.Add(resyncEvery)
 	}
 	w.wake(w.resync)
+	again := func(path string) bool {
+		_, failed := w.attempts[path]
+		return resync || failed
+	}
 	actions, conflicts := Plan(sources, w.record, w.identity, again)
 	if slices.ContainsFunc(actions, func(a Action) bool { return a.Verb != Apply }) {
 		// Another server may hold the file since we last looked.
@@ -313,7 +330,7 @@ func (w *worker) do(ctx context.Context, actions []Action, now time.Time) error 
 // due tells whether it is time for the action. One that failed has to wait, unless the file has changed.
 func (w *worker) due(a Action, now time.Time) bool {
 	t, failed := w.attempts[a.Path]
-	if failed && t.hash == a.Hash && now.Before(t.at) {
+	if failed && t.hash == a.Hash && t.verb == a.Verb && now.Before(t.at) {
 		w.wake(t.at)
 		return false
 	}
@@ -410,18 +427,14 @@ func (w *worker) perform(ctx context.Context, a Action, now time.Time) bool {
 	r := w.cluster.put(ctx, a.Path, docs, w.record[a.Path].Kinds)
 	if len(r.errs) > 0 {
 		t := w.attempts[a.Path]
-		if t.hash != a.Hash {
-			t = attempt{hash: a.Hash}
+		if t.hash != a.Hash || t.verb != a.Verb {
+			t = attempt{verb: a.Verb, hash: a.Hash}
 		}
-		limit := lastRetry
-		if r.waits {
-			limit = lastWait
-		}
-		t.at = now.Add(min(firstRetry<<min(t.n, 12), limit))
+		t.result = r
 		t.n++
+		t.at = now.Add(t.retry())
 		w.attempts[a.Path] = t
 		w.wake(t.at)
-		w.failed(a, r, now)
 		return false
 	}
 	delete(w.attempts, a.Path)

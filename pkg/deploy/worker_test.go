@@ -255,6 +255,22 @@ func TestComparedWithTheClusterNowAndThen(t *testing.T) {
 	}
 }
 
+func TestComparingThatFailsIsTriedAgain(t *testing.T) {
+	b := newBench(t)
+	b.write("a.yaml", cm("a"))
+	b.run(30 * time.Second)
+	b.result["a.yaml"] = deploy.Result{Errs: []deploy.FileError{{Cause: "the server is busy", Remedy: "wait"}}, Waits: true}
+	b.run(time.Minute)
+	b.expectState("a.yaml", deploy.Waiting, "the server is busy")
+	delete(b.result, "a.yaml")
+	b.calls = nil
+	b.run(16 * time.Second)
+	b.expect("a.yaml(a)")
+	b.expectState("a.yaml", deploy.Applied, "")
+	b.run(5 * time.Minute)
+	b.expect()
+}
+
 func TestMistakes(t *testing.T) {
 	b := newBench(t)
 	b.write("a.yaml", two("a", "b"))

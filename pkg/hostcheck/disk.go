@@ -3,6 +3,7 @@ package hostcheck
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"strconv"
 	"strings"
 	"syscall"
@@ -83,8 +84,8 @@ func checkOverlay(ctx context.Context, m *machine) finding {
 	switch {
 	case missing(err):
 		what, try = "the kernel does not have it", "modprobe overlay, boot a kernel with CONFIG_OVERLAY_FS, or use --snapshotter native, which needs more disk"
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
-		try = "run it as root; in a container, start that with --privileged"
+	case errors.Is(err, fs.ErrPermission):
+		try = "in a container, start that with --privileged"
 	}
 	if m.Snapshotter != "" && m.Snapshotter != "overlayfs" {
 		return note("", "%s; the snapshotter %s does not need it", what, m.Snapshotter)

@@ -100,47 +100,56 @@ func fail(try, format string, args ...any) finding {
 
 // check is one line of the report.
 type check struct {
-	name     string
-	required bool
-	run      func(ctx context.Context, m *machine) finding
+	name string
+	kind kind
+	run  func(ctx context.Context, m *machine) finding
 }
+
+// kind says how a check is treated.
+type kind uint8
+
+const (
+	advice   kind = 0         // a node starts whatever it finds
+	required kind = 1 << iota // a node does not start when it fails
+	asRoot                    // nobody else can tell
+)
 
 // checks lists them in the order of the report: what everything else needs comes first.
 func checks() []check {
 	return []check{
-		{"root", true, checkRoot},
-		{"capabilities", true, checkCapabilities},
-		{"kernel", true, checkKernel},
-		{"namespaces", true, checkNamespaces},
-		{"seccomp", true, checkSeccomp},
-		{"apparmor", false, checkAppArmor},
-		{"selinux", false, checkSELinux},
-		{"cgroups", true, checkCgroups},
+		{"root", required, checkRoot},
+		{"capabilities", required, checkCapabilities},
+		{"kernel", required, checkKernel},
+		{"namespaces", required, checkNamespaces},
+		{"seccomp", required, checkSeccomp},
+		{"apparmor", advice, checkAppArmor},
+		{"selinux", advice, checkSELinux},
+		{"cgroups", required, checkCgroups},
 
-		{"memory", false, checkMemory},
-		{"swap", false, checkSwap},
-		{"oom-scores", false, checkOOMScores},
-		{"open-files", false, checkOpenFiles},
-		{"inotify", false, checkInotify},
-		{"entropy", false, checkEntropy},
-		{"clock", false, checkClock},
+		{"memory", advice, checkMemory},
+		{"swap", advice, checkSwap},
+		{"oom-scores", advice, checkOOMScores},
+		{"open-files", advice, checkOpenFiles},
+		{"inotify", advice, checkInotify},
+		{"entropy", advice, checkEntropy},
+		{"clock", advice, checkClock},
 
-		{"data-folder", true, checkDataFolder},
-		{"disk-space", false, checkSpace},
-		{"inodes", false, checkInodes},
-		{"overlayfs", true, checkOverlay},
-		{"mount-propagation", false, checkPropagation},
+		{"data-folder", required | asRoot, checkDataFolder},
+		{"disk-space", advice, checkSpace},
+		{"inodes", advice, checkInodes},
+		{"overlayfs", required | asRoot, checkOverlay},
+		{"mount-propagation", advice, checkPropagation},
 
-		{"nftables", true, checkNFTables},
-		{"conntrack", false, checkConntrack},
-		{"veth", true, checkVeth},
-		{"vxlan", false, checkVXLAN},
-		{"bridge", false, checkBridge},
-		{"ip-forwarding", true, checkForwarding},
-		{"default-route", false, checkDefaultRoute},
-		{"resolv-conf", false, checkResolvConf},
-		{"firewall", false, checkFirewall},
-		{"ports", true, checkPorts},
+		{"nftables", required | asRoot, checkNFTables},
+		{"conntrack", advice, checkConntrack},
+		{"veth", required | asRoot, checkVeth},
+		{"vxlan", asRoot, checkVXLAN},
+		{"bridge", asRoot, checkBridge},
+		{"ip-forwarding", required | asRoot, checkForwarding},
+		{"default-route", advice, checkDefaultRoute},
+		{"resolv-conf", advice, checkResolvConf},
+		{"firewall", advice, checkFirewall},
+		{"ports", required, checkPorts},
 	}
 }
 
@@ -152,11 +161,14 @@ func Run(ctx context.Context, cfg Config) []Result {
 		if ctx.Err() != nil {
 			break
 		}
-		f := c.run(ctx, m)
+		f := note("run it as root", "not tried: needs root")
+		if c.kind&asRoot == 0 || m.facts.UID == 0 {
+			f = c.run(ctx, m)
+		}
 		if f.level == "" { // not asked for
 			continue
 		}
-		out = append(out, Result{Name: c.name, Level: f.level, Detail: f.detail, Remedy: f.try, Required: c.required && !f.minor})
+		out = append(out, Result{Name: c.name, Level: f.level, Detail: f.detail, Remedy: f.try, Required: c.kind&required != 0 && !f.minor})
 	}
 	return out
 }

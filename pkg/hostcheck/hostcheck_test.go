@@ -173,6 +173,7 @@ func TestChecks(t *testing.T) {
 		starts bool   // a node starts all the same, although it failed
 	}{
 		{"not root", system(func(s *fake) { s.facts.UID = 1000 }), "root", hostcheck.Fail, "user 1000", "sudo", false},
+		{"trials need root", also(system(func(s *fake) { s.facts.UID = 1000 }), tries(hostcheck.TryLink, "veth", syscall.EPERM)), "veth", hostcheck.Note, "not tried", "root", false},
 		{"weak container", file("proc/self/status", "CapEff:\t00000000a80425fb\nSeccomp:\t2\n"), "capabilities", hostcheck.Fail, "lacks CAP_SYS_ADMIN, CAP_NET_ADMIN", "--privileged", false},
 		{"no /proc", gone("proc/self/status"), "capabilities", hostcheck.Warn, "cannot tell", "/proc", false},
 		{"no CAP_SYS_RESOURCE", file("proc/self/status", "CapEff:\t000001fffeffffff\nSeccomp:\t0\n"), "oom-scores", hostcheck.Note, "CAP_SYS_RESOURCE", "", false},
@@ -229,13 +230,15 @@ func TestChecks(t *testing.T) {
 
 		{"kernel without nftables", tries(hostcheck.TryNFTables, "", hostcheck.ErrUnknown), "nftables", hostcheck.Fail, "does not have it", "CONFIG_NF_TABLES", false},
 		{"kernel with half of nftables", tries(hostcheck.TryNFTables, "", errors.New("no numgen")), "nftables", hostcheck.Fail, "no numgen", "NFT_NUMGEN", false},
+		{"nftables not allowed", tries(hostcheck.TryNFTables, "", syscall.EPERM), "nftables", hostcheck.Fail, "not permitted", "--privileged", false},
+		{"overlay not allowed", tries(hostcheck.TryOverlay, "", syscall.EPERM), "overlayfs", hostcheck.Fail, "not permitted", "--privileged", false},
 		{"no conntrack", gone("proc/sys/net/netfilter/nf_conntrack_max"), "conntrack", hostcheck.Warn, "does not track", "modprobe nf_conntrack", false},
 		{"few connections", file("proc/sys/net/netfilter/nf_conntrack_max", "4096"), "conntrack", hostcheck.Note, "4096", "sysctl", false},
 		{"kernel without veth", tries(hostcheck.TryLink, "veth", hostcheck.ErrUnknown), "veth", hostcheck.Fail, "cannot make links", "CONFIG_VETH", false},
 		{"veth not allowed", tries(hostcheck.TryLink, "veth", syscall.EPERM), "veth", hostcheck.Fail, "not permitted", "--privileged", false},
 		{"kernel without VXLAN", tries(hostcheck.TryLink, "vxlan", hostcheck.ErrUnknown), "vxlan", hostcheck.Warn, "does not have it", "host-gw", false},
 		{"VXLAN broken", tries(hostcheck.TryLink, "vxlan", syscall.EINVAL), "vxlan", hostcheck.Warn, "invalid argument", "host-gw", false},
-		{"kernel without bridges", tries(hostcheck.TryLink, "bridge", hostcheck.ErrUnknown), "bridge", hostcheck.Note, "does without", "CONFIG_BRIDGE", false},
+		{"kernel without bridges", tries(hostcheck.TryLink, "bridge", hostcheck.ErrUnknown), "bridge", hostcheck.Note, "the kernel does not have it", "CONFIG_BRIDGE", false},
 		{"forwarding off", file("proc/sys/net/ipv4/ip_forward", "0"), "ip-forwarding", hostcheck.OK, "off, and can", "", false},
 		{"forwarding stuck", also(file("proc/sys/net/ipv4/ip_forward", "0"), tries(hostcheck.TryOpen, "/proc/sys/net/ipv4/ip_forward", syscall.EROFS)), "ip-forwarding", hostcheck.Fail, "cannot be switched on", "sysctl", false},
 		{"no default route", file("proc/thread-self/net/route", "Iface\neth0 0001A8C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n"), "default-route", hostcheck.Note, "none", "--node-ip", false},
@@ -305,9 +308,9 @@ func TestModulesAreLoadedFirst(t *testing.T) {
 }
 
 func TestRequired(t *testing.T) {
-	results := run(t, also(system(func(s *fake) { s.facts.UID = 1 }), tries(hostcheck.TryCreate, "", syscall.ENOSPC), tries(hostcheck.TryLink, "veth", hostcheck.ErrUnknown)))
+	results := run(t, also(system(func(s *fake) { s.facts.UID = 1 }), tries(hostcheck.TryCreate, "", syscall.ENOSPC), gone("proc/self/ns/net")))
 	err := hostcheck.Required(results)
-	if err == nil || !strings.Contains(err.Error(), "root: ") || !strings.Contains(err.Error(), "veth: ") || strings.Contains(err.Error(), "full") {
+	if err == nil || !strings.Contains(err.Error(), "root: ") || !strings.Contains(err.Error(), "namespaces: ") || strings.Contains(err.Error(), "full") {
 		t.Errorf("Required = %v", err)
 	}
 	if tries := remedy.All(err); len(tries) != 2 {

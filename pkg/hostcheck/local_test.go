@@ -2,6 +2,7 @@ package hostcheck_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -58,6 +59,37 @@ func TestThisMachine(t *testing.T) {
 		if found[name].Level != hostcheck.OK {
 			t.Errorf("%s: %+v", name, found[name])
 		}
+	}
+}
+
+// TestTrialsThatFail makes sure that a trial can fail, and that a kernel that lacks something is told from one that refuses it.
+func TestTrialsThatFail(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, row := range []struct {
+		name, arg string
+		ctx       context.Context
+		trial     hostcheck.Trial
+		unknown   bool
+	}{
+		{"kind of link", "atollnone", t.Context(), hostcheck.TryLink, true},
+		{"module", "atollnone", t.Context(), hostcheck.TryModule, false},
+		{"nft program", "/bin/false", t.Context(), hostcheck.TryNFTables, false},
+		{"overlay in /proc", "/proc", t.Context(), hostcheck.TryOverlay, false},
+		{"file in /proc", "/proc", t.Context(), hostcheck.TryCreate, false},
+		{"file that is not there", "/proc/none", t.Context(), hostcheck.TryOpen, false},
+		{"no such trial", "", t.Context(), "jump", false},
+		{"no time", "/proc/self/mountinfo", ended, hostcheck.TryModule, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			err := hostcheck.Local.Try(row.ctx, row.trial, row.arg)
+			if err == nil || errors.Is(err, hostcheck.ErrUnknown) != row.unknown {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
 

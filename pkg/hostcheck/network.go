@@ -2,6 +2,7 @@ package hostcheck
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"net/netip"
 	"path"
@@ -17,6 +18,8 @@ func checkNFTables(ctx context.Context, m *machine) finding {
 	switch {
 	case missing(err):
 		return fail("modprobe nf_tables, or boot a kernel with CONFIG_NF_TABLES", "the kernel does not have it, and Services are made of it")
+	case errors.Is(err, fs.ErrPermission):
+		return fail("start the container with --privileged", "may not be used here: %v", err)
 	case err != nil:
 		return fail("boot a kernel with CONFIG_NF_TABLES_IPV4, NFT_CT, NFT_NAT, NFT_MASQ, NFT_FIB_IPV4, NFT_NUMGEN and NFT_REJECT", "the kernel does not take the rules that Services are made of: %v", err)
 	}
@@ -44,7 +47,7 @@ func checkVeth(ctx context.Context, m *machine) finding {
 	case missing(err):
 		return fail("modprobe veth, or boot a kernel with CONFIG_VETH", "the kernel cannot make links between pods and node")
 	case err != nil:
-		return fail("run it as root; in a container, start that with --privileged", "cannot make a link between pod and node: %v", err)
+		return fail("in a container, start that with --privileged", "cannot make a link between pod and node: %v", err)
 	}
 	return ok("can be made")
 }
@@ -65,7 +68,7 @@ func checkVXLAN(ctx context.Context, m *machine) finding {
 
 func checkBridge(ctx context.Context, m *machine) finding {
 	if err := m.tryWith(ctx, []string{"bridge"}, TryLink, "bridge"); err != nil {
-		return note("modprobe bridge, or boot a kernel with CONFIG_BRIDGE, if you add a network of your own that uses one", "the kernel does not have it; atoll's own network does without")
+		return note("modprobe bridge, or boot a kernel with CONFIG_BRIDGE, if you add a network of your own that uses one", "cannot be made; atoll's own network does without: %v", err)
 	}
 	return ok("can be made")
 }

@@ -83,7 +83,7 @@ func controllerManagerArgs(cfg config.Config, p paths) process.Args {
 		"cluster-signing-cert-file":        p.ClientCA.Cert,
 		"cluster-signing-key-file":         p.ClientCA.Key,
 		"use-service-account-credentials":  "true",
-		"flex-volume-plugin-dir":           p.data + "/agent/volume-plugins",
+		"flex-volume-plugin-dir":           p.volumePlugins,
 		"profiling":                        strconv.FormatBool(cfg.EnablePprof),
 		// Each controller makes a service account and a token before it works: at upstream's 20 requests a second, the first pod of
 		// a new site would wait six seconds for that.
@@ -114,7 +114,6 @@ func kubeletArgs(cfg config.Config, p paths, addr netip.Addr) process.Args {
 		"node-ip":           addr.String(),
 		"root-dir":          KubeletDir,
 		"cert-dir":          p.AgentTLS,
-		"volume-plugin-dir": p.data + "/agent/volume-plugins",
 	}
 	if labels := nodeLabels(cfg); labels != "" {
 		a["node-labels"] = labels

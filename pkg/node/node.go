@@ -6,13 +6,17 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/atollhq/atoll/pkg/atomicfile"
 	"github.com/atollhq/atoll/pkg/config"
 	"github.com/atollhq/atoll/pkg/kube/process"
 	"github.com/atollhq/atoll/pkg/pki"
@@ -85,11 +90,41 @@ func (n *Node) prepare(ctx context.Context) error {
 		return err
 	}
 	// kube-proxy, policies and mounts look for nft and mount here.
-	if err := os.Setenv("PATH", n.bundle.Paths().Path(os.Getenv("PATH"))); err != nil {
+	if err := os.Setenv("PATH", searchPath(n.bundle.Paths(), os.Getenv("PATH"), n.cfg.PreferBundledBin)); err != nil {
 		return err
+	}
+	if n.cfg.WithNodeID {
+		id, err := ensureNodeID(n.paths.nodeID)
+		if err != nil {
+			return err
+		}
+		n.cfg.NodeName += "-" + id
 	}
 	n.addr, err = awaitAddress(ctx, n.cfg, n.log)
 	return err
+}
+
+// searchPath is PATH for this process and its children.
+func searchPath(b bundle.Paths, host string, preferBundled bool) string {
+	if preferBundled {
+		return strings.Join([]string{b.Bin, b.Aux, host}, string(os.PathListSeparator))
+	}
+	return b.Path(host)
+}
+
+// ensureNodeID returns the eight characters that tell this machine from others of the same name, and makes them at the first start.
+func ensureNodeID(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if id := strings.TrimSpace(string(data)); err == nil && id != "" {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the node's id: %w", err)
+	}
+	raw := make([]byte, 4)
+	_, _ = rand.Read(raw) // never fails
+	id := hex.EncodeToString(raw)
+	return id, atomicfile.Write(file, []byte(id+"\n"), 0o600)
 }
 
 // connect makes a client with the identity of a kubeconfig.

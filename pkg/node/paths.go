@@ -36,6 +36,7 @@ type paths struct {
 	cniConf, cniConfDir, cniAddrs    string
 	flannelConf                      string
 	kubeletConfig, staticPods        string
+	volumePlugins, nodeID            string
 	resolvConf                       string
 }
 
@@ -67,6 +68,8 @@ func newPaths(data string) paths {
 		flannelConf:       agent("etc", "flannel", "net-conf.json"),
 		kubeletConfig:     agent("etc", "kubelet.yaml"),
 		staticPods:        agent("pod-manifests"),
+		volumePlugins:     agent("volume-plugins"),
+		nodeID:            agent("etc", "node-id"),
 		resolvConf:        agent("etc", "resolv.conf"),
 	}
 }

@@ -164,7 +164,7 @@ func (n *Node) kubelet() run.Component {
 		file, err := kubelet.Settings{
 			ContainerdSocket: ContainerdSocket, ClusterDNS: n.cfg.DNSAddress().String(), ClusterDomain: n.cfg.ClusterDomain,
 			ResolvConf: n.podResolvConf(), ClientCA: n.paths.AgentClientCA, CertFile: n.paths.KubeletServing, KeyFile: n.paths.KubeletServing,
-			StaticPodDir: n.paths.staticPods, SystemdCgroup: systemdCgroups(), GracefulShutdown: systemdRuns(), ProtectKernelDefaults: n.cfg.ProtectKernelDefaults,
+			StaticPodDir: n.paths.staticPods, VolumePluginDir: n.paths.volumePlugins, SystemdCgroup: systemdCgroups(), GracefulShutdown: systemdRuns(), ProtectKernelDefaults: n.cfg.ProtectKernelDefaults,
 		}.File()
 		if err != nil {
 			return err

@@ -54,7 +54,7 @@ func TestLifecycle(t *testing.T) {
 func (b *box) up(t *testing.T) {
 	t.Helper()
 	must(t, b.n1.Start(within(t, 30*time.Second, "starting")))
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	working(t, b.n1)
 }
 
 func firstStart(t *testing.T, b *box) {
@@ -193,10 +193,9 @@ func stopLeavesPods(t *testing.T, b *box) {
 
 func restartKeepsContainers(t *testing.T, b *box) {
 	before := b.containers(t, 2)
-	must(t, b.n1.Restart(within(t, 60*time.Second, "restarting")))
 	began := time.Now()
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
-	t.Logf("Ready %s after the second start", time.Since(began).Round(10*time.Millisecond))
+	restart(t, b.n1)
+	t.Logf("stopped, started and healthy %s later", time.Since(began).Round(10*time.Millisecond))
 	b.replicas(t, 3) // the controllers, the scheduler and the kubelet have seen the present
 	wantSame(t, before, b.containers(t, 3))
 	b.replicas(t, 2)
@@ -266,8 +265,7 @@ func disable(t *testing.T, b *box) {
 	must(t, class(within(t, 10*time.Second, "reading the StorageClass")))
 
 	must(t, b.n1.WriteFile("/etc/atoll/config.yaml", []byte("disable: [metrics-server]\ndisable+: [local-storage]\n"), 0o600))
-	must(t, b.n1.Restart(within(t, 60*time.Second, "restarting")))
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	restart(t, b.n1)
 	for name, look := range map[string]func(context.Context) error{"StorageClass": class, "metrics API": metrics} {
 		eventually(t, 60*time.Second, name+" being taken away", func(ctx context.Context) error {
 			err := look(ctx)
@@ -283,8 +281,7 @@ func disable(t *testing.T, b *box) {
 	b.wantApp(t, 2) // its volume is not the class's business any more
 
 	onNode(t, b.n1, "rm", "/etc/atoll/config.yaml")
-	must(t, b.n1.Restart(within(t, 60*time.Second, "restarting")))
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	restart(t, b.n1)
 	eventually(t, 60*time.Second, "the StorageClass being back", class)
 	eventually(t, 90*time.Second, "the metrics API being back", metrics)
 }
@@ -320,7 +317,7 @@ func killedAtRandom(t *testing.T, b *box) {
 		t.Logf("kill %d after %s", i+1, after.Round(time.Millisecond))
 		must(t, b.n1.Start(within(t, 30*time.Second, "starting")))
 	}
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	working(t, b.n1)
 	b.replicas(t, 3)
 	wantSame(t, before, b.containers(t, 3))
 	b.replicas(t, 2)
@@ -359,7 +356,7 @@ func noDefaultRoute(t *testing.T, b *box) {
 	must(t, b.n1.PowerOn(within(t, 30*time.Second, "powering on")))
 	onNode(t, b.n1, "ip", "route", "del", "default")
 	must(t, b.n1.Start(within(t, 30*time.Second, "starting")))
-	must(t, b.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	working(t, b.n1)
 	eventually(t, 30*time.Second, "status telling about the route", func(ctx context.Context) error {
 		return reportMentions(ctx, b.n1, "no default route")
 	})
@@ -369,7 +366,7 @@ func noDefaultRoute(t *testing.T, b *box) {
 	}
 	// The host is behind the route that is gone, so the app is asked from the node.
 	eventually(t, settle, "the app answering", func(ctx context.Context) error {
-		_, err := b.n1.Exec(ctx, "wget", "-q", "-T", "5", "-O", "-", "http://"+b.n1.Address().String()+":30080/")
+		_, err := getOn(ctx, b.n1, "http://"+b.n1.Address().String()+":30080/")
 		return err
 	})
 	must(t, b.n1.Kill(within(t, 60*time.Second, "cutting the power")))

@@ -86,6 +86,7 @@ func claim(path, name string) podOption {
 	return volume(path, corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}})
 }
 
+// hostPath shows a folder of the node at the same place in the pod.
 func hostPath(path string) podOption {
 	return volume(path, corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}})
 }

@@ -182,7 +182,7 @@ func TestFullDisk(t *testing.T) {
 	l := newLab(t, lab.Options{DiskMB: 900})
 	d := &fullDisk{site: &site{lab: l, n1: l.Site(1).Node(1)}}
 	must(t, d.n1.Start(within(t, 30*time.Second, "starting")))
-	must(t, d.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+	working(t, d.n1)
 	d.connect(t)
 	d.ns = d.namespaceNamed(t, "shop", nil)
 	d.apply(t, d.ns, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kept}\ndata: {since: before the disk was full}\n")
@@ -264,7 +264,7 @@ func TestFullDisk(t *testing.T) {
 			if mustStatus(t, d.n1).State != lab.StateRunning {
 				must(t, d.n1.Start(within(t, 30*time.Second, "starting")))
 			}
-			must(t, d.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+			working(t, d.n1)
 			d.wantKept(t)
 		}},
 		{"the app did not notice", func(t *testing.T, d *fullDisk) {
@@ -274,8 +274,7 @@ func TestFullDisk(t *testing.T) {
 		}},
 		{"a power cut that loses what was not synced leaves a sound database", func(t *testing.T, d *fullDisk) {
 			// Made durable by the stop; what comes after it may be lost.
-			must(t, d.n1.Restart(within(t, 60*time.Second, "restarting")))
-			must(t, d.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+			restart(t, d.n1)
 			for i := range rounds(1, 50) {
 				ctx, stop := context.WithCancel(t.Context())
 				written := make(chan struct{})
@@ -296,7 +295,7 @@ func TestFullDisk(t *testing.T) {
 				stop()
 				<-written
 				must(t, d.n1.Start(within(t, 30*time.Second, "starting")))
-				must(t, d.n1.WaitReady(within(t, settle, "the node becoming Ready")))
+				working(t, d.n1)
 				d.wantKept(t)
 				d.waitReady(t, d.ns, "app")
 			}

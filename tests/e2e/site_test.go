@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os/exec"
 	"regexp"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
 
+	"github.com/atollhq/atoll/pkg/status"
 	"github.com/atollhq/atoll/tests/lab"
 )
 
@@ -285,13 +287,34 @@ func (s *site) nodeReady(t *testing.T, name string) *corev1.Node {
 	return node
 }
 
+// restart stops and starts atoll, and waits until all its parts work again: the node object may say Ready all the time.
+func restart(t *testing.T, n *lab.Node) {
+	t.Helper()
+	must(t, n.Restart(within(t, 60*time.Second, "restarting "+n.Name())))
+	working(t, n)
+}
+
+// working waits until a node that was started is Ready and healthy.
+func working(t *testing.T, n *lab.Node) status.Report {
+	t.Helper()
+	must(t, n.WaitReady(within(t, settle, n.Name()+" becoming Ready")))
+	return healthy(t, n)
+}
+
 // get fetches a URL from the host over a connection of its own.
 func get(ctx context.Context, url string) (string, error) {
+	return fetch(ctx, (&net.Dialer{}).DialContext, url)
+}
+
+// getOn fetches a URL as a program on the node would.
+func getOn(ctx context.Context, n *lab.Node, url string) (string, error) { return fetch(ctx, n.Dial, url) }
+
+func fetch(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error), url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
-	transport := &http.Transport{DisableKeepAlives: true}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
 	resp, err := (&http.Client{Transport: transport, Timeout: 15 * time.Second}).Do(req)
 	if err != nil {
 		return "", err

@@ -32,7 +32,7 @@ func clusterIP(t *testing.T, w *workloads) {
 	}
 	for _, n := range []*lab.Node{w.n1, w.n2} {
 		w.greetings(t, "node "+n.Hostname(), func(ctx context.Context) (string, error) {
-			return n.Exec(ctx, "wget", "-q", "-T", "5", "-O", "-", url)
+			return getOn(ctx, n, url)
 		})
 	}
 	t.Run("the API has one too", func(t *testing.T) {

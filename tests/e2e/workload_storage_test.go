@@ -53,8 +53,7 @@ func claimedVolume(t *testing.T, w *workloads) {
 		if before.Spec.NodeName == "n2" {
 			n = w.n2
 		}
-		must(t, n.Restart(within(t, 60*time.Second, "restarting atoll")))
-		must(t, n.WaitReady(within(t, 60*time.Second, n.Name()+" becoming Ready")))
+		restart(t, n)
 		after := w.waitReady(t, ns, "second")
 		if a, b := containerOf(before), containerOf(after); a != b {
 			t.Errorf("container %s became %s", a, b)
@@ -217,8 +216,7 @@ func manifestsFolder(t *testing.T, w *workloads) {
 	t.Run("a restart prunes nothing that has a file", func(t *testing.T) {
 		before, err := w.kube.CoreV1().ConfigMaps(ns).Get(within(t, 10*time.Second, "reading"), "a", metav1.GetOptions{})
 		must(t, err)
-		must(t, w.n1.Restart(within(t, 60*time.Second, "restarting atoll")))
-		must(t, w.n1.WaitReady(within(t, 60*time.Second, "n1 becoming Ready")))
+		restart(t, w.n1)
 		drop(t, one("a", "4")) // applied after everything that was there
 		eventually(t, 20*time.Second, "a having changed", value("a", "4"))
 		after, err := w.kube.CoreV1().ConfigMaps(ns).Get(within(t, 10*time.Second, "reading"), "a", metav1.GetOptions{})

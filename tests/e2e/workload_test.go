@@ -40,7 +40,7 @@ func TestWorkloads(t *testing.T) {
 	w := &workloads{site: &site{lab: l, n1: l.Site(1).Node(1)}, n2: l.Site(1).Node(2), n3: l.Site(1).Node(3)}
 	for _, n := range []*lab.Node{w.n1, w.n2} {
 		must(t, n.Start(within(t, 30*time.Second, "starting "+n.Name())))
-		must(t, n.WaitReady(within(t, 60*time.Second, n.Name()+" becoming Ready")))
+		working(t, n)
 	}
 	w.connect(t)
 	w.apps = w.namespaceNamed(t, "apps", nil)
@@ -393,7 +393,7 @@ func rollingUpdate(t *testing.T, w *workloads) {
 		t.Error("no answer of the old version: the requests did not span the update")
 	}
 	if len(failed) > 0 {
-		t.Errorf("%d requests failed, the first: %s", len(failed), failed[0])
+		t.Errorf("%d requests failed, the first: %s\nthe last: %s", len(failed), failed[0], failed[len(failed)-1])
 	}
 	w.readyPods(t, w.apps, "hello", 4) // the old pods are gone
 }

@@ -67,7 +67,7 @@ func execWithInput(t *testing.T, w *workloads) {
 // copyFiles needs a tar in the container; the pod borrows the lab's tools from its node.
 func copyFiles(t *testing.T, w *workloads) {
 	ns := w.namespace(t, privilegedLabels)
-	w.start(t, ns, tool("box", onto("n2"), hostPath("/lab/bin"), env("PATH", "/v0:/bin")))
+	w.start(t, ns, tool("box", onto("n2"), hostPath("/lab/bin"), env("PATH", "/lab/bin:/bin")))
 	dir := t.TempDir()
 	want := strings.Repeat("a line of a file that is copied\n", 10_000)
 	must(t, os.WriteFile(filepath.Join(dir, "there"), []byte(want), 0o600))

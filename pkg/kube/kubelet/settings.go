@@ -18,6 +18,7 @@ type Settings struct {
 	ClientCA              string // authority of those who may call the kubelet
 	CertFile, KeyFile     string // serving pair, reloaded when the files change
 	StaticPodDir          string
+	VolumePluginDir       string
 	SystemdCgroup         bool
 	GracefulShutdown      bool // the init system announces shutdowns (logind)
 	ProtectKernelDefaults bool
@@ -40,6 +41,7 @@ func (s Settings) File() ([]byte, error) {
 		ClusterDomain:            s.ClusterDomain,
 		ResolverConfig:           &s.ResolvConf,
 		StaticPodPath:            s.StaticPodDir,
+		VolumePluginDir:          s.VolumePluginDir,
 		HealthzBindAddress:       "127.0.0.1",
 		TLSCertFile:              s.CertFile,
 		TLSPrivateKeyFile:        s.KeyFile,
