@@ -84,7 +84,7 @@ func newApp(s Streams) *cli.App {
 	app.Commands = []*cli.Command{
 		serverCommand(s), agentCommand(s),
 		statusCommand(s), kubectlCommand(), ctrCommand(),
-		tokenCommand(s), certificateCommand(s), configCommand(s),
+		tokenCommand(s), certificateCommand(s), configCommand(s), checkConfigCommand(s),
 		completionCommand(s), versionCommand(s), containerdCommand(),
 	}
 	app.Action = func(c *cli.Context) error {

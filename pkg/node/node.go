@@ -32,6 +32,8 @@ import (
 	"github.com/atollhq/atoll/pkg/remedy"
 	"github.com/atollhq/atoll/pkg/run"
 	"github.com/atollhq/atoll/pkg/runtime/bundle"
+	"github.com/atollhq/atoll/pkg/runtime/cgroup"
+	"github.com/atollhq/atoll/pkg/status"
 )
 
 // PauseImage is the sandbox image that is carried inside.
@@ -54,6 +56,8 @@ type Node struct {
 	kubeLog process.Logging
 	// troubles are asked for what works only in part, for the status page.
 	troubles []func() []error
+
+	host []status.Problem // what the check of the machine at the start found
 
 	mu     sync.Mutex
 	pkiNow []pki.Problem
@@ -99,6 +103,15 @@ func (n *Node) prepare(ctx context.Context) error {
 			return err
 		}
 		n.cfg.NodeName += "-" + id
+	}
+	if err := cgroup.Prepare(cgroup.Config{}, n.log); err != nil {
+		return err
+	}
+	if _, err := n.bundle.Unpack(); err != nil { // the checks try the carried nft
+		return err
+	}
+	if err := n.checkHost(ctx); err != nil {
+		return err
 	}
 	n.addr, err = awaitAddress(ctx, n.cfg, n.log)
 	return err

@@ -46,6 +46,7 @@ func (n *Node) report(ctx context.Context, began time.Time) status.Report {
 		r.Problems = append(r.Problems, status.Problem{Severity: status.Note, Text: "there is no default route: nothing outside the LAN is reachable", Remedy: "check the router and its cable if the site should be online"})
 	}
 	r.Problems = append(r.Problems, n.clusterProblems(ctx, &r)...)
+	r.Problems = append(r.Problems, n.host...)
 	r.Conclude()
 	return r
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/atollhq/atoll/pkg/run"
 	"github.com/atollhq/atoll/pkg/runtime/containerd"
 	"github.com/atollhq/atoll/pkg/runtime/images"
+	"github.com/atollhq/atoll/pkg/runtime/registries"
 	"github.com/atollhq/atoll/pkg/storage"
 )
 
@@ -125,7 +127,7 @@ func (n *Node) containerd() run.Component {
 		exe = "/proc/self/exe"
 	}
 	b := n.bundle.Paths()
-	return containerd.New(containerd.Config{
+	daemon := containerd.New(containerd.Config{
 		Settings: containerd.Settings{
 			Root: n.paths.containerd, State: RunDir + "/containerd", Socket: ContainerdSocket,
 			Shim: filepath.Join(b.Bin, "containerd-shim-runc-v2"), Runc: filepath.Join(b.Bin, "runc"),
@@ -135,6 +137,29 @@ func (n *Node) containerd() run.Component {
 		},
 		Executable: exe, ConfigFile: n.paths.containerdConfig, LogFile: n.paths.containerdLog, Path: os.Getenv("PATH"),
 	}, n.log)
+	return run.Func(daemon.Name(), func(ctx context.Context, ready func()) error {
+		if err := n.writeRegistries(); err != nil {
+			return err
+		}
+		return daemon.Run(ctx, ready)
+	})
+}
+
+// writeRegistries brings the owner's registries.yaml into the form that containerd reads.
+func (n *Node) writeRegistries() error {
+	r, err := registries.Load(n.cfg.PrivateRegistry)
+	if err != nil {
+		return err
+	}
+	if err := r.Write(n.paths.registries); err != nil {
+		return err
+	}
+	imports := filepath.Dir(n.paths.containerdImports)
+	if err := os.MkdirAll(imports, 0o700); err != nil {
+		return fmt.Errorf("make containerd's folder: %w", err)
+	}
+	_, err = r.WriteAuth(filepath.Join(imports, "registries.toml"))
+	return err
 }
 
 func (n *Node) containerdLogLevel() string {

@@ -307,7 +307,9 @@ func get(ctx context.Context, url string) (string, error) {
 }
 
 // getOn fetches a URL as a program on the node would.
-func getOn(ctx context.Context, n *lab.Node, url string) (string, error) { return fetch(ctx, n.Dial, url) }
+func getOn(ctx context.Context, n *lab.Node, url string) (string, error) {
+	return fetch(ctx, n.Dial, url)
+}
 
 func fetch(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error), url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

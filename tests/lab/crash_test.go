@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -51,11 +52,9 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// TestLabGoesWithItsOwner kills a program that owns a lab, as a test that times out or is interrupted would be.
-func TestLabGoesWithItsOwner(t *testing.T) {
-	needRoot(t)
-	before := hostState(t)
-	dir := labDir(t)
+// startOwner starts a program that owns a lab in dir, and waits until the lab is up.
+func startOwner(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), ownerDir+"="+dir, "LAB_TEST_COMMAND="+built.command, "LAB_TEST_BINARY="+built.standin)
 	out, err := cmd.StdoutPipe()
@@ -66,11 +65,86 @@ func TestLabGoesWithItsOwner(t *testing.T) {
 	if string(line[:n]) != "up\n" {
 		t.Fatalf("owner says %q, %v", line[:n], err)
 	}
+	return cmd
+}
+
+// TestLabGoesWithItsOwner kills a program that owns a lab, as a test that times out or is interrupted would be.
+func TestLabGoesWithItsOwner(t *testing.T) {
+	needRoot(t)
+	before := hostState(t)
+	dir := labDir(t)
+	cmd := startOwner(t, dir)
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	wantSame(t, before)
 	if _, err := os.Stat(dir); err == nil {
 		t.Error("the lab's folder is still there")
+	}
+}
+
+// TestAbandonedLabIsRemovedByTheNext kills an owner together with its guard: nobody is left to clean up at once.
+func TestAbandonedLabIsRemovedByTheNext(t *testing.T) {
+	needRoot(t)
+	before := hostState(t)
+	dir := labDir(t)
+	owner := startOwner(t, dir)
+	killGuards(t)
+	must(t, owner.Process.Kill())
+	_ = owner.Wait()
+	if _, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil {
+		t.Fatalf("the lab is gone already: %v", err)
+	}
+	t.Run("next", func(t *testing.T) {
+		newLab(t, lab.Options{})
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the abandoned lab is still there")
+		}
+	})
+	wantSame(t, before)
+}
+
+// killGuards kills the guards of this test program's labs.
+func killGuards(t *testing.T) {
+	t.Helper()
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	killed := 0
+	for _, file := range lines {
+		text, _ := os.ReadFile(file) // may be gone
+		if strings.HasPrefix(string(text), built.command+"\x00guard\x00") {
+			must(t, unix.Kill(atoi(strings.Split(file, "/")[2]), unix.SIGKILL))
+			killed++
+		}
+	}
+	if killed == 0 {
+		t.Fatal("no guard was found")
+	}
+}
+
+// TestOldFolderDoesNotHarmANewLab removes the folder of a lab whose number has gone to another lab since, after a reboot say.
+func TestOldFolderDoesNotHarmANewLab(t *testing.T) {
+	l := newLab(t, lab.Options{})
+	ctx := mustUp(t, l)
+	record, err := os.ReadFile(filepath.Join(l.Dir(), "lab.json"))
+	must(t, err)
+	var fields map[string]any
+	must(t, json.Unmarshal(record, &fields))
+	fields["uid"] = "0123456789abcdef"
+	record, err = json.Marshal(fields)
+	must(t, err)
+	old := labDir(t)
+	must(t, os.MkdirAll(filepath.Join(old, "s1"), 0o755))
+	must(t, os.WriteFile(filepath.Join(old, "lab.json"), record, 0o600))
+
+	found, err := lab.Remove(ctx, old)
+	if err != nil || !found {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if _, err := os.Stat(old); err == nil {
+		t.Error("the old folder is still there")
+	}
+	if err := l.Site(1).Node(1).Ready(ctx); err != nil {
+		t.Errorf("the new lab was harmed: %v", err)
 	}
 }
 

@@ -81,15 +81,33 @@ func removeAbandoned(ctx context.Context, log io.Writer) error {
 
 // removeLab ends everything in the lab's control groups and deletes the lab's own files. lab.json and the registry's entry go last, so
 // that an interrupted removal can be done again.
+//
+// Two may remove one lab at the same time, and a new lab may take its number at once. So the lab is locked, and what goes by its number
+// is touched only while the number is its own.
 func removeLab(ctx context.Context, e entry) error {
 	ctx, cancel := context.WithTimeout(ctx, downTimeout)
 	defer cancel()
-	if err := e.Tree.Empty(ctx, ""); err != nil {
+	busy, err := lockInRegistry(fmt.Sprintf("%d.busy", e.ID))
+	if err != nil {
 		return fmt.Errorf("remove lab: %w", err)
 	}
-	r := record{UID: e.UID, ID: e.ID}
-	if err := wiring.RemoveHostInterface(r.plan(), r.alias()); err != nil {
+	defer func() {
+		_ = os.Remove(busy.Name())
+		_ = busy.Close()
+		_ = os.Remove(registry) // it was the last; otherwise it is not empty
+	}()
+	now, taken, err := registered(e.ID)
+	if err != nil {
 		return fmt.Errorf("remove lab: %w", err)
+	}
+	if !taken || now.UID == e.UID {
+		if err := e.Tree.Empty(ctx, ""); err != nil {
+			return fmt.Errorf("remove lab: %w", err)
+		}
+		r := record{UID: e.UID, ID: e.ID}
+		if err := wiring.RemoveHostInterface(r.plan(), r.alias()); err != nil {
+			return fmt.Errorf("remove lab: %w", err)
+		}
 	}
 	if err := removeFiles(e); err != nil {
 		return fmt.Errorf("remove lab: %w", err)

@@ -111,7 +111,7 @@ func Create(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(l.file()); err == nil {
-		return nil, remedy.Wrap(fmt.Errorf("a lab is up already in %s", o.Dir), "remove it first with the lab's command down")
+		return nil, remedy.Wrap(fmt.Errorf("a lab is up already in %s", o.Dir), "remove it first with scripts/lab --dir %s down", o.Dir)
 	}
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make lab folder: %w", err)
@@ -215,18 +215,18 @@ func Open(dir string, log io.Writer) (*Lab, error) {
 	l := &Lab{dir: dir, log: log, began: time.Now()}
 	r, err := l.record()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, remedy.Wrap(fmt.Errorf("no lab is up in %s", dir), "make one with the lab's command up")
+		return nil, remedy.Wrap(fmt.Errorf("no lab is up in %s", dir), "make one with scripts/lab up")
 	}
 	if err != nil {
 		return nil, err
 	}
 	if !r.Built {
 		return nil, remedy.Wrap(fmt.Errorf("the lab in %s was not finished: the command that made it ended early", dir),
-			"remove it with the lab's command down")
+			"remove it with scripts/lab --dir %s down", dir)
 	}
 	if r.Boot != bootID() {
 		return nil, remedy.Wrap(fmt.Errorf("the lab in %s ended with a reboot of this machine", dir),
-			"remove what is left with the lab's command down")
+			"remove what is left with scripts/lab --dir %s down", dir)
 	}
 	return l, nil
 }

@@ -147,32 +147,40 @@ func entries() ([]entry, error) {
 	return list, nil
 }
 
+// lockInRegistry takes a lock file in the registry's folder, which the last lab removes.
+func lockInRegistry(name string) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(registry, 0o700); err != nil {
+			return nil, fmt.Errorf("make %s: %w", registry, err)
+		}
+		file, err := lock(filepath.Join(registry, name))
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) { // the folder was removed in between
+			return nil, fmt.Errorf("lock %s of %s: %w", name, registry, err)
+		}
+	}
+}
+
 // withRegistry calls f while no other lab is made or removed. The folder goes with the last lab.
 func withRegistry(f func() error) error {
-	lockFile := filepath.Join(registry, "lock")
-	var file *os.File
-	for file == nil {
-		if err := os.MkdirAll(registry, 0o700); err != nil {
-			return fmt.Errorf("make %s: %w", registry, err)
-		}
-		var err error
-		file, err = lock(lockFile)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed by somebody else in between
-			return fmt.Errorf("lock %s: %w", lockFile, err)
-		}
+	file, err := lockInRegistry("lock")
+	if err != nil {
+		return err
 	}
 	defer file.Close()
 	temps, _ := filepath.Glob(filepath.Join(registry, ".*.tmp-*")) // the pattern is valid
 	for _, t := range temps {
 		_ = os.Remove(t) // of a command that was killed: files here are written under the lock only
 	}
-	err := f()
+	err = f()
 	left, listErr := entries()
 	if listErr != nil || len(left) > 0 {
 		return errors.Join(err, listErr)
 	}
 	err = errors.Join(err, restoreLimits())
-	_ = os.Remove(lockFile)
+	_ = os.Remove(file.Name())
 	_ = os.Remove(registry) // stays when something unknown lies in it
 	return err
 }
@@ -216,7 +224,7 @@ func tryID(id int, taken []entry, hierarchies []cgroup.Hierarchy) (cgroup.Tree, 
 	for _, e := range taken {
 		if e.ID == id {
 			return cgroup.Tree{}, remedy.Wrap(fmt.Errorf("lab %d is up already, in %s", id, e.Dir),
-				"remove it with scripts/lab --dir %s down, or choose another number with --id", e.Dir)
+				"choose another number with --id, or remove that lab with scripts/lab --dir %s down", e.Dir)
 		}
 	}
 	if err := wiring.CheckFree(wiring.Plan{Lab: id}); err != nil {
@@ -230,15 +238,20 @@ func tryID(id int, taken []entry, hierarchies []cgroup.Hierarchy) (cgroup.Tree, 
 	return tree, nil
 }
 
+// registered returns the lab that has number id now; ok is false when there is none.
+func registered(id int) (e entry, ok bool, err error) {
+	err = readJSON(entryPath(id), &e)
+	if errors.Is(err, fs.ErrNotExist) {
+		return entry{}, false, nil
+	}
+	return e, err == nil, err
+}
+
 // unregister forgets the lab, when the entry is still its own.
 func unregister(e entry) error {
 	return withRegistry(func() error {
-		var now entry
-		err := readJSON(entryPath(e.ID), &now)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && now.UID != e.UID {
-			return nil
-		}
-		if err != nil {
+		now, ok, err := registered(e.ID)
+		if err != nil || !ok || now.UID != e.UID {
 			return err
 		}
 		return os.Remove(entryPath(e.ID))

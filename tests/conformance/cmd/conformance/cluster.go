@@ -17,8 +17,8 @@ import (
 // cluster is what the tests run on.
 type cluster struct {
 	kubeconfig, kubectl string
-	version             string
-	nodes               int
+	version             string   // of the kubelets
+	names               []string // of the nodes
 }
 
 // findCluster returns the cluster that the options name; it builds the lab when that is not up.
@@ -88,11 +88,12 @@ func (c *cluster) look(ctx context.Context) error {
 	if err := json.Unmarshal(out, &list); err != nil {
 		return fmt.Errorf("read nodes: %w", err)
 	}
-	c.nodes = len(list.Items)
-	if c.nodes == 0 {
+	if len(list.Items) == 0 {
 		return errors.New("the cluster has no node")
 	}
+	c.names = nil
 	for _, n := range list.Items {
+		c.names = append(c.names, n.Metadata.Name)
 		c.version = n.Status.NodeInfo.KubeletVersion
 		ready := false
 		for _, condition := range n.Status.Conditions {

@@ -177,14 +177,29 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	err = c.check(ctx)
-	if err == nil {
-		err = runBatches(ctx, programs, all, tests, c, o)
-	}
+	err = testCluster(ctx, programs, all, tests, c, o, home, archive)
 	if o.down && o.kubeconfig == "" {
 		err = errors.Join(err, lab(context.WithoutCancel(ctx), home, o, "down"))
 	}
 	return err
+}
+
+// testCluster runs the tests on a cluster that is up.
+func testCluster(ctx context.Context, programs suite.Programs, all, tests []suite.Test, c *cluster, o options, home, archive string) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
+	if o.kubeconfig == "" {
+		stop, err := c.offerPulls(ctx, home, o, archive)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		if err := c.check(ctx); err != nil {
+			return err
+		}
+	}
+	return runBatches(ctx, programs, all, tests, c, o)
 }
 
 // chosen are the tests that the options ask for.
@@ -213,12 +228,12 @@ func runBatches(ctx context.Context, programs suite.Programs, all, tests []suite
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	step("%d of %d conformance tests on %s, %d node(s)", len(tests), len(all), c.version, c.nodes)
+	step("%d of %d conformance tests on %s, %d node(s)", len(tests), len(all), c.version, len(c.names))
 	for _, b := range suite.Plan(tests) {
 		step("batch %s: %d tests; see %s", b.Name, len(b.Tests), filepath.Join(o.out, b.Name, "output.log"))
 		began := time.Now()
 		done, err := programs.Run(ctx, b, suite.Options{
-			Kubeconfig: c.kubeconfig, Kubectl: c.kubectl, Nodes: c.nodes, Procs: o.procs, Limit: o.limit, Out: filepath.Join(o.out, b.Name),
+			Kubeconfig: c.kubeconfig, Kubectl: c.kubectl, Nodes: len(c.names), Procs: o.procs, Limit: o.limit, Out: filepath.Join(o.out, b.Name),
 		})
 		results.Add(done)
 		if saveErr := results.Save(o.out); saveErr != nil {
