@@ -18,6 +18,9 @@ func (n *Node) RunAgent(ctx context.Context) error {
 	if err := n.prepare(ctx); err != nil {
 		return err
 	}
+	if err := <-n.machine; err != nil {
+		return err
+	}
 	secret, err := n.cfg.JoinToken()
 	if err != nil {
 		return err

@@ -57,7 +57,8 @@ type Node struct {
 	// troubles are asked for what works only in part, for the status page.
 	troubles []func() []error
 
-	host []status.Problem // what the check of the machine at the start found
+	machine chan error       // what prepareMachine returned
+	host    []status.Problem // what the check of the machine at the start found
 
 	mu     sync.Mutex
 	pkiNow []pki.Problem
@@ -104,17 +105,21 @@ func (n *Node) prepare(ctx context.Context) error {
 		}
 		n.cfg.NodeName += "-" + id
 	}
+	n.machine = make(chan error, 1)
+	go func() { n.machine <- n.prepareMachine(ctx) }()
+	n.addr, err = awaitAddress(ctx, n.cfg, n.log)
+	return err
+}
+
+// prepareMachine makes the machine fit and checks it. It takes half a second, in which certificates are made.
+func (n *Node) prepareMachine(ctx context.Context) error {
 	if err := cgroup.Prepare(cgroup.Config{}, n.log); err != nil {
 		return err
 	}
 	if _, err := n.bundle.Unpack(); err != nil { // the checks try the carried nft
 		return err
 	}
-	if err := n.checkHost(ctx); err != nil {
-		return err
-	}
-	n.addr, err = awaitAddress(ctx, n.cfg, n.log)
-	return err
+	return n.checkHost(ctx)
 }
 
 // searchPath is PATH for this process and its children.

@@ -42,6 +42,9 @@ func (n *Node) RunServer(ctx context.Context) error {
 	if err := writeAdminKubeconfig(n.cfg, n.paths); err != nil {
 		return err
 	}
+	if err := <-n.machine; err != nil { // before the port is taken, which is among the checks
+		return err
+	}
 	listener, err := n.listen(ctx)
 	if err != nil {
 		return err
