@@ -1,12 +1,12 @@
 #!/bin/sh
 # Installs atoll on this machine, or upgrades it in place.
 #
-#   curl -sfL https://HUB/install.sh | INSTALL_ATOLL_URL=https://HUB sh -
+# Usage: curl -sfL https://HUB/install.sh | INSTALL_ATOLL_URL=https://HUB sh -
 #   curl -sfL https://HUB/install.sh | ATOLL_URL=https://SERVER:6443 ATOLL_TOKEN=... sh -       (workloads only)
 #   curl -sfL https://HUB/install.sh | sh -s - server --tls-san shop.example                    (with flags)
 #
 # Run it again to upgrade: settings of the first time stay, unless they are given anew. Given empty, they are forgotten.
-# Nothing is replaced before the new program is downloaded, verified and has answered to --version.
+# Nothing is replaced before the new program is downloaded, verified and has told its version.
 #
 #   ATOLL_*, CONTAINERD_*, *_proxy        saved for the service, readable by root alone; ATOLL_URL makes this node an agent
 #   INSTALL_ATOLL_URL                     folder (http, https) that holds atoll-linux-ARCH and sha256sum-ARCH.txt
@@ -396,11 +396,15 @@ download() {
     fetch "$ob_from" "$work/download"
 }
 
-why_unpack() {
-    case $1 in
-    *[Nn]o\ space*) why_io "$1" ;;
-    *) echo "run this again; if it stays so, the file is damaged: get it afresh from where it was published" ;;
-    esac
+# cause_of TEXT and remedy_of TEXT DEFAULT read what a program of ours said: "Error: ..." and "Try:   ...".
+cause_of() {
+    co_line=$(printf '%s\n' "$1" | sed -n 's/^Error: *//p' | head -n 1)
+    printf '%s' "${co_line:-$(printf '%s\n' "$1" | tail -n 1)}"
+}
+
+remedy_of() {
+    ro_line=$(printf '%s\n' "$1" | sed -n 's/^Try: *//p' | head -n 1)
+    printf '%s' "${ro_line:-$2}"
 }
 
 # unpack turns the downloaded form into the program. A file that is the program already refuses the flag (exit code 2).
@@ -414,10 +418,13 @@ unpack() {
     0) [ -s "$work/atoll" ] || fatal "unpacking $ob_from left nothing" "check where it comes from" ;;
     2) mv "$work/download" "$work/atoll" ;;
     126) fatal "cannot run a program in $bin_dir: $up_out" "is it mounted noexec? choose another folder with INSTALL_ATOLL_BIN_DIR" ;;
-    *) fatal "unpack $ob_from: $(printf '%s\n' "$up_out" | tail -n 1)" "$(why_unpack "$up_out")" ;;
+    *)
+        case $up_out in *[Nn]o\ space*) fatal "unpack $ob_from: $(cause_of "$up_out")" "$(why_io "$up_out")" ;; esac
+        fatal "unpack $ob_from: $(cause_of "$up_out")" "$(remedy_of "$up_out" "get the file afresh from where it was published")"
+        ;;
     esac
     chmod 0755 "$work/atoll"
-    version=$("$work/atoll" --version 2>&1) || fatal "the new program does not run: $(printf '%s\n' "$version" | tail -n 1)" \
+    version=$("$work/atoll" version 2>&1) || fatal "the new program does not run: $(cause_of "$version")" \
         "check that the file is meant for this machine; nothing was changed"
     binary_sha=$(sha256 "$work/atoll")
     rm -f "$work/download"

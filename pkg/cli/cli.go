@@ -74,7 +74,6 @@ func newApp(s Streams) *cli.App {
 	app.Name = "atoll"
 	app.Usage = "a Kubernetes site of small boxes that lives on its own"
 	app.Version = version.Version
-	app.HideVersion = true
 	app.HideHelpCommand = true
 	app.EnableBashCompletion = true
 	app.Reader, app.Writer, app.ErrWriter = s.In, s.Out, s.Err

@@ -333,28 +333,38 @@ func TestDiskWithoutRoom(t *testing.T) {
 	})
 }
 
-// The API server takes the volume but its answer is lost, then is away for long: the folder must not be taken back.
+// The API server takes the volume but its answer is lost, then it is away for long: a pod may have the folder already, so it must not be
+// taken back.
 func TestVolumeIsSavedWhenTheAPIServerIsBack(t *testing.T) {
 	folder := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		away := true
+		away, first := true, true
 		s := &site{t: t, client: fake.NewClientset(node("n1", "n1"), class()), disk: rootDisk(), folder: folder}
-		s.client.PrependReactor("create", "persistentvolumes", func(ktesting.Action) (bool, runtime.Object, error) {
-			if away {
-				return true, nil, context.DeadlineExceeded
+		s.client.PrependReactor("create", "persistentvolumes", func(a ktesting.Action) (bool, runtime.Object, error) {
+			if !away {
+				return false, nil, nil
 			}
-			return false, nil, nil
+			if create, ok := a.(ktesting.CreateAction); ok && first {
+				first = false
+				if err := s.client.Tracker().Add(create.GetObject()); err != nil {
+					t.Error(err)
+				}
+			}
+			return true, nil, context.DeadlineExceeded
 		})
 		s.start()
 		defer func() { s.stop() }()
 		s.add(claim("data"))
-		time.Sleep(20 * time.Minute)
 		synctest.Wait()
-		if _, err := os.Stat(filepath.Join(folder, "pvc-uid-data_shop_data")); err != nil {
-			t.Fatalf("the folder was taken back: %v", err)
-		}
+		file := filepath.Join(folder, "pvc-uid-data_shop_data", "till.db")
+		write(t, file)
+		time.Sleep(20 * time.Minute)
 		away = false
 		time.Sleep(6 * time.Minute)
+		synctest.Wait()
+		if _, err := os.Stat(file); err != nil {
+			t.Errorf("the folder was taken back: %v", err)
+		}
 		if s.volume("data") == nil {
 			t.Error("the volume was never saved")
 		}

@@ -1,4 +1,4 @@
-// Selfextract is the small program at the front of a downloaded atoll: it unpacks the atoll behind it.
+// Command selfextract is the small program at the front of a downloaded atoll: it unpacks the atoll behind it.
 //
 //	./atoll-linux-amd64 --unpack-to PATH    writes the full atoll to PATH
 //	./atoll-linux-amd64 ANYTHING            replaces itself by the full atoll and runs that with the same arguments

@@ -126,9 +126,13 @@ func (b *box) wantApp(t *testing.T, replicas int) {
 	t.Helper()
 	b.readyPods(t, b.app, "hello", replicas)
 	b.waitReady(t, b.app, "keeper")
-	if got := b.inPod(t, b.app, "keeper", "tool", "cat", "/data/receipt"); got != "paid 12.50" {
-		t.Errorf("the volume holds %q", got)
-	}
+	eventually(t, 30*time.Second, "reading the volume", func(ctx context.Context) error {
+		got, err := b.exec(ctx, b.app, "keeper", "tool", "cat", "/data/receipt") // refused until the kubelet has heard of the pod
+		if err == nil && got != "paid 12.50" {
+			err = errFinal{fmt.Errorf("the volume holds %q", got)}
+		}
+		return err
+	})
 	c, err := b.kube.CoreV1().ConfigMaps(b.app).Get(within(t, 10*time.Second, "reading"), "kept", metav1.GetOptions{})
 	if err != nil || c.Data["since"] != "the first start" {
 		t.Errorf("the ConfigMap: %v, %v", c, err)

@@ -54,12 +54,16 @@ func claimedVolume(t *testing.T, w *workloads) {
 			n = w.n2
 		}
 		restart(t, n)
+		eventually(t, 30*time.Second, "the receipt being read again", func(ctx context.Context) error {
+			got, err := w.exec(ctx, ns, "second", "tool", "cat", "/data/receipt") // refused until the kubelet has heard of the pod
+			if err == nil && got != "paid 12.50" {
+				err = errFinal{fmt.Errorf("got %q", got)}
+			}
+			return err
+		})
 		after := w.waitReady(t, ns, "second")
 		if a, b := containerOf(before), containerOf(after); a != b {
 			t.Errorf("container %s became %s", a, b)
-		}
-		if got := w.inPod(t, ns, "second", "tool", "cat", "/data/receipt"); got != "paid 12.50" {
-			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a deleted claim takes its data with it", func(t *testing.T) {

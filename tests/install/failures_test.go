@@ -39,7 +39,7 @@ func TestFailures(t *testing.T) {
 			s.publish("", other)
 		}, err: "is made for another processor", try: "use the file for " + runtime.GOARCH},
 		{name: "does not run", change: func(b *box, s *server) { s.publish("", standins.broken) }, err: "the new program does not run: illegal instruction", try: "nothing was changed"},
-		{name: "carried data damaged", change: func(b *box, s *server) { s.publish("", standins.badUnpack) }, err: "carried data is damaged", try: "get it afresh"},
+		{name: "carried data damaged", change: func(b *box, s *server) { s.publish("", standins.badUnpack) }, err: "carried data is damaged", try: "something else"},
 		{name: "unsupported processor", kinds: kinds[:1], change: func(b *box, s *server) { b.replace("uname", "#!/bin/sh\n[ $1 = -m ] && echo riscv64 || echo Linux\n") },
 			err: "this machine's processor is riscv64", try: "x86_64 (amd64) or aarch64 (arm64)"},
 		{name: "another system", kinds: kinds[:1], change: func(b *box, s *server) { b.replace("uname", "#!/bin/sh\necho FreeBSD\n") }, err: "this is FreeBSD", try: "on a Linux machine"},

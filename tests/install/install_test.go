@@ -30,7 +30,7 @@ func TestInstallServer(t *testing.T) {
 			if b.read("usr/local/bin/atoll") != string(standins.v1Inside) || b.perm("usr/local/bin/atoll") != 0o755 {
 				t.Error("the program is not the one that was inside the download")
 			}
-			contains(t, "output", r.out, "atoll version v1", "next:")
+			contains(t, "output", r.out, "installed /usr/local/bin/atoll: atoll v1 (stand-in)\n", "next:")
 			for _, name := range []string{"atoll-killall.sh", "atoll-uninstall.sh"} {
 				if b.perm("usr/local/bin/"+name) != 0o755 {
 					t.Errorf("%s is not executable", name)

@@ -15,7 +15,8 @@
 //
 // On the host there is beside that: processes in control groups "atoll-lab<id>", one network interface "atoll-lab<id>", and
 // /run/atoll-lab/<id>.json. Down removes exactly these: processes because they are in the control groups, the interface because it
-// carries the lab's mark. No mount and no network namespace file is ever made on the host.
+// carries the lab's mark. No mount and no network namespace file is ever made on the host. While any lab is up, two limits of the host
+// are higher (limits.go) and kernel modules that nodes need are loaded; the limits are restored, the modules stay.
 //
 // Power cut: Kill ends every process of a node at once. With a disk of limited size the file system is shut down first, so that what
 // was not synced is lost, as in a real power cut. With a disk folder the host's page cache survives, so unsynced data is still there.

@@ -38,6 +38,9 @@ func (*Proxy) Name() string { return "kube-proxy" }
 // Run implements run.Component, except that it does not return when ctx ends.
 func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	ctx = process.Context(ctx, p.Name())
+	if err := nameProtocols(protocolsFile); err != nil {
+		p.log.Warn("services may lose changes for some seconds after a restart", "err", err)
+	}
 	opts := app.NewOptions()
 	own := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	opts.AddFlags(own)

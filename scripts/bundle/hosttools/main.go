@@ -1,4 +1,4 @@
-// Hosttools stands in for the few host programs that a node needs, on machines that have nothing but a kernel.
+// Command hosttools stands in for the few host programs that a node needs, on machines that have nothing but a kernel.
 //
 // It acts by the name it is started with:
 //

@@ -1,4 +1,4 @@
-// Join makes the form of atoll that is downloaded out of its parts.
+// Command join makes the form of atoll that is downloaded out of its parts.
 //
 //	join -stub STUB -compressed ATOLL.zst -full ATOLL -out FILE
 package main

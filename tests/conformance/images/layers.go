@@ -37,7 +37,7 @@ func layers() map[string]layer {
 		"busybox":          busybox,
 		"nginx":            nginx,
 		"agnhost":          agnhost,
-		"kitten":           served("kitten"),
+		"kitten":           kitten,
 		"nautilus":         served("nautilus"),
 		"nonewprivs":       program(images+"nonewprivs", "usr/local/bin/nnp", 0o6755),
 		"etcd":             program("go.etcd.io/etcd/server/v3", "usr/local/bin/etcd", 0o755),
@@ -84,6 +84,11 @@ func served(name string) layer {
 		}
 		return nil
 	}
+}
+
+// kitten is also mounted as a volume, by a test that knows the volume by the name of the original's distribution.
+func kitten(ctx context.Context, s sources, dir string) error {
+	return errors.Join(served("kitten")(ctx, s, dir), text(dir, "etc/os-release", "NAME=\"Debian in the place of Alpine Linux\"\nID=debian\n"))
 }
 
 func agnhost(ctx context.Context, s sources, dir string) error {
@@ -160,7 +165,7 @@ func debian(ctx context.Context, s sources, dir string) error {
 }
 
 func busybox(ctx context.Context, s sources, dir string) error {
-	unpacked := filepath.Join(s.work, "busybox")
+	unpacked := filepath.Join(s.work, "unpacked")
 	if err := os.RemoveAll(unpacked); err != nil {
 		return err
 	}

@@ -31,10 +31,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 2 {
-		os.Args = append(os.Args, "sleep") // a pod without arguments waits to be used
+	args := os.Args[1:]
+	if len(args) == 0 {
+		args = []string{"sleep"} // a pod without arguments waits to be used
 	}
-	out, err := run(os.Args[1], os.Args[2:])
+	out, err := run(args[0], args[1:])
 	fmt.Print(out)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)

@@ -1,4 +1,4 @@
-// Show prints the version that the linker stamped.
+// Command show prints the version that the linker stamped.
 package main
 
 import (

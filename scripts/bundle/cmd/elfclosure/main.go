@@ -1,4 +1,4 @@
-// Elfclosure copies a dynamically linked program, its loader and every library it needs into one folder.
+// Command elfclosure copies a dynamically linked program, its loader and every library it needs into one folder.
 //
 // It reads the headers of the files itself and never runs them, so it works for any architecture.
 //

@@ -1,4 +1,4 @@
-// Multicall prepares one program out of several commands, so that what they share is linked once.
+// Command multicall prepares one program out of several commands, so that what they share is linked once.
 //
 // The CNI plugins are seven commands of 3 to 4 MB each that differ in little. Their packages are called main and so cannot be
 // imported. This program copies each command's sources out of the module cache into a work folder, renames the package and its

@@ -1,4 +1,4 @@
-// Ociimage packs one static program as a container image archive with a single layer.
+// Command ociimage packs one static program as a container image archive with a single layer.
 //
 // The archive is an OCI layout that also has the manifest.json of `docker save`, so that containerd and docker both load it.
 // The same input gives the same bytes, and so the same image digest, on every machine.

@@ -1,4 +1,4 @@
-// Pack turns a folder into the carried bundle: a tar with fixed order, times and owners, and a manifest of every file.
+// Command pack turns a folder into the carried bundle: a tar with fixed order, times and owners, and a manifest of every file.
 //
 //	pack -dir STAGE -tar bundle.tar -manifest MANIFEST
 //

@@ -1,4 +1,4 @@
-// Standin plays the part of the atoll program for the tests of the installer.
+// Command standin plays the part of the atoll program for the tests of the installer.
 //
 // A packed one carries another program behind its own bytes, followed by that program's length in 8 bytes.
 package main
@@ -25,10 +25,10 @@ func main() {
 		check(unpack(os.Args[2]))
 	case arg == "--unpack-to" && mode == "bad-unpack":
 		check(fmt.Errorf("carried data is damaged"))
-	case arg == "--version" && mode == "broken":
+	case arg == "version" && mode == "broken":
 		check(fmt.Errorf("illegal instruction"))
-	case arg == "--version":
-		fmt.Println("atoll version", version)
+	case arg == "version":
+		fmt.Printf("atoll %s (stand-in)\n  and what it carries\n", version)
 	case arg == "containerd", arg == "sleep", arg == "-namespace":
 		time.Sleep(time.Hour)
 	default:
@@ -51,7 +51,7 @@ func unpack(path string) error {
 
 func check(err error) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintf(os.Stderr, "Error: %v\nTry:   something else\n", err)
 		os.Exit(1)
 	}
 }
