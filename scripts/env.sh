@@ -13,6 +13,12 @@ GO_FLAGS=(-tags "$GO_TAGS" -trimpath -buildvcs=false)
 HOST_ARCH=$(go env GOHOSTARCH 2>/dev/null || true)
 GOARCH=${GOARCH:-$HOST_ARCH}
 
+# keep_out makes Go leave out/ alone: what is generated there is no part of this module.
+keep_out() {
+	mkdir -p "$ROOT/out"
+	[ -f "$ROOT/out/go.mod" ] || echo 'module out' >"$ROOT/out/go.mod"
+}
+
 # step prints what happens next with the time since the script began, on stderr so that results can be piped.
 step() { printf '[%4d s] %s\n' "$SECONDS" "$*" >&2; }
 

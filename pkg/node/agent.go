@@ -66,7 +66,8 @@ func (n *Node) runMember(ctx context.Context, agent *formation.Agent, cluster fo
 		<-ctx.Done()
 		return nil
 	}))
-	n.addWorkload(&members, joined, joined)
+	unpacked, loader := n.addRuntime(&members)
+	n.addWorkload(&members, unpacked, loader, joined, joined)
 	members.Add(n.sharedInformers(), run.Needs(joined))
 	members.Add(n.readiness(began), run.Needs(joined))
 	return members.Run(ctx)

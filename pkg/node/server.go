@@ -66,6 +66,7 @@ func (n *Node) RunServer(ctx context.Context) error {
 		return err
 	}
 	n.group.Add(supervisor)
+	unpacked, loader := n.addRuntime(&n.group)
 	store := n.group.Add(n.datastore())
 	api := n.group.Add(apiserver.New(apiserver.Config{
 		Args: apiServerArgs(n.cfg, n.paths, n.addr, "unix://"+n.paths.datastoreSocket), UserArgs: n.cfg.APIServerArgs, Listener: mux.API(),
@@ -80,7 +81,7 @@ func (n *Node) RunServer(ctx context.Context) error {
 	if err := n.addControllers(api); err != nil {
 		return err
 	}
-	n.addWorkload(&n.group, api, own)
+	n.addWorkload(&n.group, unpacked, loader, api, own)
 	n.addServices(own)
 	n.group.Add(n.sharedInformers(), run.Needs(own))
 	n.group.Add(n.readiness(began), run.Needs(api))

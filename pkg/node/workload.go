@@ -17,6 +17,7 @@ import (
 	"github.com/atollhq/atoll/pkg/network/masquerade"
 	"github.com/atollhq/atoll/pkg/network/overlay"
 	"github.com/atollhq/atoll/pkg/network/policy"
+	"github.com/atollhq/atoll/pkg/remedy"
 	"github.com/atollhq/atoll/pkg/run"
 	"github.com/atollhq/atoll/pkg/runtime/containerd"
 	"github.com/atollhq/atoll/pkg/runtime/images"
@@ -24,13 +25,18 @@ import (
 	"github.com/atollhq/atoll/pkg/storage"
 )
 
-// addWorkload adds what every node needs to run pods. api is ready when the API answers, site when it also knows the rights of our parts.
-func (n *Node) addWorkload(g *run.Group, api, site *run.Handle) {
-	unpacked := g.Add(n.programs())
+// addRuntime adds what holds containers. It comes before the API, so that it stops after it: until then the kubelet looks at
+// containers and tells the API what it sees.
+func (n *Node) addRuntime(g *run.Group) (unpacked, loader *run.Handle) {
+	unpacked = g.Add(n.programs())
 	daemon := g.Add(n.containerd(), run.Needs(unpacked), run.Restartable())
 	images := n.imageLoader()
 	n.troubles = append(n.troubles, images.Problems)
-	loader := g.Add(images, run.Needs(daemon), run.Restartable())
+	return unpacked, g.Add(images, run.Needs(daemon), run.Restartable())
+}
+
+// addWorkload adds what every node needs to run pods. api is ready when the API answers, site when it also knows the rights of our parts.
+func (n *Node) addWorkload(g *run.Group, unpacked, loader, api, site *run.Handle) {
 	n.addNetwork(g, api, site, unpacked)
 	if !n.cfg.Disabled(config.LocalStorage) {
 		volumes := storage.New(storage.Config{Client: n.asAgent, NodeName: n.cfg.NodeName, Folder: n.cfg.StoragePath()}, n.log)
@@ -150,6 +156,9 @@ func (n *Node) writeRegistries() error {
 	r, err := registries.Load(n.cfg.PrivateRegistry)
 	if err != nil {
 		return err
+	}
+	if err := r.CheckFiles(); err != nil {
+		n.log.Warn("pulls from a registry will fail", "err", err, "try", remedy.Of(err))
 	}
 	if err := r.Write(n.paths.registries); err != nil {
 		return err

@@ -94,8 +94,9 @@ type Group struct {
 // Option changes how a group treats one component.
 type Option func(*Handle)
 
-// Lingers marks a component that cannot be stopped inside the process (upstream's kubelet and kube-proxy):
-// the group cancels its context but does not wait for it.
+// Lingers marks a component that cannot be stopped inside the process (upstream's kubelet and kube-proxy): the group leaves it
+// alone and it ends with the process. Its context is not cancelled either: a half-stopped kubelet would find its probes failing, call
+// pods not ready, and have services lose them.
 func Lingers() Option { return func(h *Handle) { h.lingers = true } }
 
 // StopWithin sets a deadline for stopping this component.
@@ -219,11 +220,11 @@ func (g *Group) drive(ctx, groupCtx context.Context, h *Handle, log *slog.Logger
 }
 
 func (g *Group) stop(h *Handle, log *slog.Logger) {
-	began := time.Now()
-	h.cancel()
 	if h.lingers {
 		return
 	}
+	began := time.Now()
+	h.cancel()
 	within := h.stopWithin
 	if within == 0 {
 		within = g.StopWithin

@@ -101,6 +101,7 @@ pack() {
 
 main() {
 	need go build
+keep_out
 	need "$CC" "$([ "$CC" = gcc ] && echo build || echo "$GOARCH")"
 	need zstd build
 	one_at_a_time "bundle-$GOARCH"

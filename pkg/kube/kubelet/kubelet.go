@@ -53,6 +53,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("prepare: %w", err)
 	}
+	if err := keepCSI(ctx, server.HostnameOverride, server.KubeConfig); err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
 	go process.AwaitHealthy(ctx, fmt.Sprintf("http://%s:%d/healthz", server.HealthzBindAddress, server.HealthzPort), ready)
 	return app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate)
 }
