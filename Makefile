@@ -31,6 +31,5 @@ vet:              ## go vet alone
 conformance:      ## upstream's conformance tests
 	scripts/conformance
 
-clean:            ## removes what builds made; downloads and Go's caches stay
-	rm -rf bin dist out
-	rm -f pkg/runtime/bundle/payload/*/bundle.tar.zst pkg/runtime/bundle/payload/*/MANIFEST pkg/runtime/bundle/payload/*/.inputs
+clean:            ## removes what builds made; Go's caches stay
+	scripts/clean

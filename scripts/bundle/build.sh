@@ -130,4 +130,5 @@ keep_out
 	step "bundle $GOARCH: ready, $(size_of "$PAYLOAD/bundle.tar.zst") in $PAYLOAD"
 }
 
-main "$@"
+# On one line: the script may be edited while it runs, and nothing after this is read.
+main "$@"; exit

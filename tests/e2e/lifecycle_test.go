@@ -38,7 +38,8 @@ func TestLifecycle(t *testing.T) {
 		{"an empty disk becomes a Ready node that runs an app", firstStart},
 		{"SIGTERM ends it within 20 s, pods run on and answer", stopLeavesPods},
 		{"a restart restarts no container", restartKeepsContainers},
-		{"a process that is paused loses its leases and gets them back", paused},
+		{"a process that was paused goes on", paused},
+		{"lost leases end nothing: it leads again and the controllers work", leasesLost},
 		{"--disable takes parts away, and gives them back", disable},
 		{"killed at any instant, a start is all it needs", killedAtRandom},
 		{"after a power cut pods run again with their data", powerCut},
@@ -226,27 +227,51 @@ func paused(t *testing.T, b *box) {
 		pause = time.Minute
 	}
 	before, containers := mustStatus(t, b.n1), b.containers(t, 2)
-	led := func() (began, ended int) {
-		log, err := b.n1.Logs()
-		must(t, err)
-		return strings.Count(log, "msg=leading "), strings.Count(log, `msg="no longer leading"`)
-	}
-	began, ended := led()
 	must(t, b.n1.Signal(t.Context(), unix.SIGSTOP))
 	<-time.After(pause) // this is what happens to it, not a wait for something
 	must(t, b.n1.Signal(t.Context(), unix.SIGCONT))
-	eventually(t, 60*time.Second, "both leases being lost and led again", func(context.Context) error {
-		if b, e := led(); b < began+2 || e < ended+2 {
-			return fmt.Errorf("begun %d times, ended %d times since the pause", b-began, e-ended)
-		}
-		return nil
-	})
 	b.replicas(t, 3)
 	b.replicas(t, 2)
 	if after := mustStatus(t, b.n1); after.PID != before.PID || after.State != lab.StateRunning {
 		t.Errorf("before the pause %+v, after it %+v", before, after)
 	}
 	wantSame(t, containers, b.containers(t, 2))
+	healthy(t, b.n1)
+}
+
+// leasesLost takes the leases away, as another server does after this one was silent for too long.
+func leasesLost(t *testing.T, b *box) {
+	before := mustStatus(t, b.n1)
+	led := func() (began, ended int) {
+		log, err := b.n1.Logs()
+		must(t, err)
+		return strings.Count(log, "msg=leading "), strings.Count(log, `msg="no longer leading"`)
+	}
+	began, ended := led()
+	leases := b.kube.CoordinationV1().Leases("kube-system")
+	for _, name := range []string{"kube-controller-manager", "kube-scheduler"} {
+		eventually(t, 20*time.Second, "taking the lease "+name, func(ctx context.Context) error {
+			lease, err := leases.Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			now := metav1.NowMicro()
+			lease.Spec.HolderIdentity, lease.Spec.AcquireTime, lease.Spec.RenewTime = new("somebody-else"), &now, &now
+			_, err = leases.Update(ctx, lease, metav1.UpdateOptions{}) // fails when the holder was faster
+			return err
+		})
+	}
+	eventually(t, 60*time.Second, "both leases being lost and led again", func(context.Context) error {
+		if b, e := led(); b < began+2 || e < ended+2 {
+			return fmt.Errorf("begun %d times, ended %d times since", b-began, e-ended)
+		}
+		return nil
+	})
+	b.replicas(t, 3)
+	b.replicas(t, 2)
+	if after := mustStatus(t, b.n1); after.PID != before.PID || after.State != lab.StateRunning {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
 	healthy(t, b.n1)
 }
 
