@@ -21,7 +21,7 @@ test:             ## every test: unit, and end to end with real pods
 soak:             ## the long tests
 	scripts/soak
 
-lint:             ## formatting, vet, staticcheck, shellcheck
+lint:             ## what is wrong without running it: formatting, vet, staticcheck, errors, shellcheck, vulnerabilities
 	scripts/deps build lint
 	scripts/lint
 

@@ -36,7 +36,7 @@ func open(t *testing.T, dir string) (*clientv3.Client, func()) {
 			return
 		}
 		stopped = true
-		client.Close()
+		_ = client.Close()
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run = %v", err)

@@ -97,7 +97,7 @@ func (a *Agent) Keeper() *pki.Keeper {
 			attempt, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			err := a.keep(attempt, addrs)
-			a.record(err) // the Keeper logs it
+			_ = a.record(err) // the Keeper logs it
 			if err == nil {
 				last = addrs
 			}
@@ -199,7 +199,7 @@ func (a *Agent) join(ctx context.Context) error {
 	if err := a.save(bundle); err != nil {
 		return err
 	}
-	a.record(nil)
+	_ = a.record(nil)
 	a.log.Info("joined the site", "node", a.NodeName)
 	return pki.RotationDone(a.DataDir)
 }

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -119,7 +120,18 @@ func (n *Node) prepareMachine(ctx context.Context) error {
 	if _, err := n.bundle.Unpack(); err != nil { // the checks try the carried nft
 		return err
 	}
+	n.loadModules(ctx)
 	return n.checkHost(ctx)
+}
+
+// loadModules loads what a stock kernel has as modules and loads by itself too late: kube-proxy gives up without nf_conntrack's
+// settings. A kernel that has them built in, or a container that may not load any, is none the worse.
+func (n *Node) loadModules(ctx context.Context) {
+	for _, module := range []string{"overlay", "nf_conntrack", "nf_tables"} {
+		if out, err := exec.CommandContext(ctx, "modprobe", module).CombinedOutput(); err != nil {
+			n.log.Debug("kernel module not loaded", "module", module, "err", err, "output", strings.TrimSpace(string(out)))
+		}
+	}
 }
 
 // searchPath is PATH for this process and its children.

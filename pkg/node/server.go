@@ -196,7 +196,7 @@ func (n *Node) addControllers(api *run.Handle) error {
 		if err != nil {
 			return err
 		}
-		n.group.Add(election.New(election.Config{Name: part.name, Identity: n.cfg.NodeName, Client: client}, part.work, n.log), run.Needs(api))
+		n.group.Add(election.New(election.Config{Name: part.name, Identity: n.cfg.NodeName, Client: client, Fatal: controllers.Stuck}, part.work, n.log), run.Needs(api))
 	}
 	return nil
 }

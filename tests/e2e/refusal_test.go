@@ -52,7 +52,7 @@ func TestBadInput(t *testing.T) {
 			}
 			return err
 		})
-		wantRefusal(t, runOnNode(t, n, "atoll", "server"), 1, "6443", "address already in use", "stop the program that holds port 6443")
+		wantRefusal(t, runOnNode(t, n, "atoll", "server"), 1, "6443", "nc", "--https-listen-port")
 	})
 	t.Run("token file that is not there", func(t *testing.T) {
 		wantRefusal(t, runOnNode(t, n, "atoll", "server", "--token-file", "/etc/none"), 2, "token-file", "/etc/none")
@@ -167,6 +167,7 @@ func damagedBinary(t *testing.T, n *lab.Node) {
 	path := filepath.Join(t.TempDir(), "atoll")
 	must(t, os.WriteFile(path, binary, 0o755)) //nolint:gosec // a program
 	must(t, n.SetBinary(path))
+	must(t, n.Blank(within(t, 60*time.Second, "a new disk"))) // programs that are unpacked already would do
 	must(t, n.PowerOn(within(t, 30*time.Second, "powering on")))
 	wantRefusal(t, runOnNode(t, n, "atoll", "server"), 1, "programs carried inside atoll are damaged", "download atoll again")
 }

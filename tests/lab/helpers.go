@@ -119,7 +119,7 @@ func (l *Lab) startGuard(r *record) error {
 	cmd.Stdin = read
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal to the test's process group must not hit it
 	if err := cmd.Start(); err != nil {
-		write.Close()
+		_ = write.Close()
 		return fmt.Errorf("start guard: %w", err)
 	}
 	go func() { _ = cmd.Wait() }()
@@ -232,7 +232,7 @@ func copyFile(from, to string) error {
 		return err
 	}
 	if _, err := io.Copy(out, in); err != nil {
-		out.Close()
+		_ = out.Close()
 		return err
 	}
 	return out.Close()

@@ -123,7 +123,7 @@ func (n *Node) startInit(lab record) (b *booting, err error) {
 	defer specRead.Close()
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
-		specWrite.Close()
+		_ = specWrite.Close()
 		return nil, err
 	}
 	defer readyWrite.Close()
@@ -221,8 +221,8 @@ func (b *booting) run(s machine.Spec) error {
 }
 
 func (b *booting) close() {
-	b.spec.Close()
-	b.ready.Close()
+	_ = b.spec.Close()
+	_ = b.ready.Close()
 }
 
 func appendTo(path string) (*os.File, error) {

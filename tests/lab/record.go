@@ -97,7 +97,7 @@ func lock(path string) (*os.File, error) {
 			err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
 		}
 		if err != nil {
-			file.Close()
+			_ = file.Close()
 			return nil, err
 		}
 		held, heldErr := file.Stat()
@@ -105,7 +105,7 @@ func lock(path string) (*os.File, error) {
 		if heldErr == nil && thereErr == nil && os.SameFile(held, there) {
 			return file, nil
 		}
-		file.Close()
+		_ = file.Close()
 	}
 }
 

@@ -109,7 +109,7 @@ func unexplainedModules(tr tree) []string {
 	_, table, _ := strings.Cut(tr.read(page), "## Linked into atoll")
 	table, _, _ = strings.Cut(table, "\n## ")
 	explained := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| ([^|]+) \\|").FindAllStringSubmatch(table, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| ([^|]+) \|`).FindAllStringSubmatch(table, -1) {
 		for _, name := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
 			explained[name[1]] = true
 		}

@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"k8s.io/client-go/rest"
 	kcmapp "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	schedulerapp "k8s.io/kubernetes/cmd/kube-scheduler/app"
@@ -18,8 +20,12 @@ import (
 	"github.com/atollhq/atoll/pkg/kube/process"
 )
 
-// ErrStuck is returned when controllers did not stop in time. Their goroutines still run, so the process must end.
-var ErrStuck = errors.New("controllers did not stop in time")
+// ErrStuck is returned when controllers did not stop in time, or left behind what keeps them from being started again.
+// The process must end.
+var ErrStuck = errors.New("controllers cannot be started again in this process")
+
+// Stuck tells whether err means that the process must end.
+func Stuck(err error) bool { return errors.Is(err, ErrStuck) }
 
 // Manager returns a function that runs kube-controller-manager with these arguments until its context ends.
 func Manager(args process.Args, userArgs []string) func(context.Context) error {
@@ -38,12 +44,33 @@ func Manager(args process.Args, userArgs []string) func(context.Context) error {
 		if err != nil {
 			return fmt.Errorf("configure kube-controller-manager: %w", err)
 		}
+		// Upstream waits ten seconds for the API and then fails for good: the names of its informers stay taken.
+		if err := awaitAPI(ctx, cfg.Client.Discovery().RESTClient()); err != nil {
+			return err
+		}
 		began := time.Now()
 		err = kcmapp.Run(ctx, cfg.Complete())
+		if err != nil && strings.Contains(err.Error(), "is already registered") {
+			return errors.Join(ErrStuck, err)
+		}
 		if err != nil && ctx.Err() != nil && time.Since(began) > time.Second {
 			return errors.Join(ErrStuck, err)
 		}
 		return err
+	}
+}
+
+// awaitAPI returns when the API server says that it is healthy, or ctx has ended.
+func awaitAPI(ctx context.Context, client rest.Interface) error {
+	for {
+		if _, err := client.Get().AbsPath("/healthz").Timeout(2 * time.Second).DoRaw(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 

@@ -27,6 +27,9 @@ type Config struct {
 	LeaseDuration time.Duration // how long others wait for a silent leader; 15 s when zero
 	RenewDeadline time.Duration // how long a leader goes on without having renewed; 10 s when zero
 	RetryPeriod   time.Duration // between attempts; 2 s when zero
+
+	// Fatal tells errors of the work after which it cannot be started again in this process. Nil: there are none.
+	Fatal func(error) bool
 }
 
 // Work runs while this server leads and returns soon after ctx ends.
@@ -66,6 +69,9 @@ func (e *Election) Run(ctx context.Context, ready func()) error {
 		err := e.term(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if err != nil && e.cfg.Fatal != nil && e.cfg.Fatal(err) {
+			return err
 		}
 		if err != nil {
 			e.log.Warn("elected work ended, standing for election again", "election", e.cfg.Name, "err", err)

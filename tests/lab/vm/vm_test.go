@@ -3,6 +3,7 @@ package vm_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -60,7 +61,7 @@ func TestPowerCutLosesTheUnsynced(t *testing.T) {
 		}
 	})
 	script := "echo kept > /root/synced; sync; echo lost > /root/unsynced; echo now; sleep 1000"
-	if _, err := h.Run(ctx, vm.Machine{Disk: disk, Script: script, Output: said}); err != errPower {
+	if _, err := h.Run(ctx, vm.Machine{Disk: disk, Script: script, Output: said}); !errors.Is(err, errPower) {
 		t.Fatalf("machine ended with %v", err)
 	}
 	out, _ := run(t, h, vm.Machine{Disk: disk, Script: "cat /root/synced; ls /root"})

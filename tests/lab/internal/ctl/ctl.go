@@ -120,7 +120,7 @@ func Call(ctx context.Context, dir string, req Request, files ...*os.File) (Repl
 	var file *os.File
 	for i, f := range got {
 		if i > 0 {
-			f.Close()
+			_ = f.Close()
 			continue
 		}
 		file = f
@@ -179,7 +179,7 @@ func Receive(conn *net.UnixConn, v any) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range files {
-				f.Close()
+				_ = f.Close()
 			}
 			files = nil
 		}

@@ -61,7 +61,7 @@ func attachLoop(image string) (*os.File, error) {
 		if err == nil {
 			return loop, nil
 		}
-		loop.Close()
+		_ = loop.Close()
 		if !errors.Is(err, unix.EBUSY) { // busy: somebody else took it in between
 			return nil, fmt.Errorf("attach %s to %s: %w", image, loop.Name(), err)
 		}

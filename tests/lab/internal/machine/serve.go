@@ -37,7 +37,7 @@ func (m *machine) answer(conn *net.UnixConn) {
 	}
 	defer func() {
 		for _, f := range files {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
 	// A read ends when the caller goes away, and never before: a request is one line.

@@ -78,7 +78,7 @@ func open(name string) (fd int, err error) {
 	}
 	defer func() {
 		if err != nil {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			err = fmt.Errorf("open interface %s: %w", name, err)
 		}
 	}()
