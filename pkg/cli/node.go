@@ -11,6 +11,7 @@ import (
 
 	"github.com/atollhq/atoll/pkg/config"
 	"github.com/atollhq/atoll/pkg/node"
+	"github.com/atollhq/atoll/pkg/pki"
 	"github.com/atollhq/atoll/pkg/remedy"
 	"github.com/atollhq/atoll/pkg/version"
 )
@@ -67,6 +68,9 @@ func loadNode(c *cli.Context, role config.Role, s Streams) (*node.Node, error) {
 	if err != nil {
 		return nil, errUsage{err}
 	}
+	if err := checkTokens(loaded.Config); err != nil {
+		return nil, errUsage{err}
+	}
 	out, err := logOutput(loaded.Config, s.Err)
 	if err != nil {
 		return nil, err
@@ -81,6 +85,23 @@ func loadNode(c *cli.Context, role config.Role, s Streams) (*node.Node, error) {
 	}
 	log.Info("starting", "role", role, "version", version.Version, "node", loaded.Config.NodeName, "files", loaded.Files)
 	return node.New(loaded.Config, builtAt(), log), nil
+}
+
+// checkTokens looks at the form of the tokens that were given, before anything is made on the disk.
+func checkTokens(cfg config.Config) error {
+	for _, read := range []func() (config.Secret, error){cfg.JoinToken, cfg.JoinAgentToken} {
+		secret, err := read()
+		if err != nil {
+			return err
+		}
+		if secret.IsEmpty() {
+			continue
+		}
+		if _, err := pki.ParseToken(secret.Reveal()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // builtAt is the earliest time that it can be: no clock of ours is right that says less.

@@ -82,7 +82,7 @@ func (p *parser) yaml(data []byte) {
 	for i, part := range split(data) {
 		raw, err := yaml.YAMLToJSONStrict(part.text)
 		if err != nil {
-			err, line := inFile(err, part.line)
+			line, err := inFile(err, part.line)
 			p.fail(i+1, line, "", remedy.Wrap(err, "correct the file; the objects of its last good version stay as they are"))
 			continue
 		}
@@ -228,9 +228,9 @@ func hasContent(text []byte) bool {
 
 var yamlLine = regexp.MustCompile(`line (\d+)`)
 
-// inFile turns the line numbers of an error about a document that begins at line first into those of the file, and returns the
-// first of them.
-func inFile(err error, first int) (error, int) { //nolint:revive // the line is about the error
+// inFile turns the line numbers of an error about a document that begins at line first into those of the file. It returns the
+// first of them, and the error with all of them.
+func inFile(err error, first int) (int, error) {
 	at := first
 	text := yamlLine.ReplaceAllStringFunc(plain(err).Error(), func(m string) string {
 		n, _ := strconv.Atoi(m[len("line "):])
@@ -239,7 +239,7 @@ func inFile(err error, first int) (error, int) { //nolint:revive // the line is 
 		}
 		return "line " + strconv.Itoa(first+n-1)
 	})
-	return errors.New(text), at
+	return at, errors.New(text)
 }
 
 // plain takes from an error of a library what says nothing to a reader.

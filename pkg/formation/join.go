@@ -172,7 +172,7 @@ func certificatePEM(cert *x509.Certificate) []byte {
 
 func checkAuthority(base *url.URL, authority *x509.Certificate, token pki.Token, known []byte) error {
 	if hash := token.CAHash(); hash != "" && hash != pki.Hash(authority) {
-		return remedy.Wrap(fmt.Errorf("%w: the authority of %s has the hash %.12s..., the token says %.12s...", ErrOtherSite, base.Host, pki.Hash(authority), hash),
+		return remedy.Wrap(fmt.Errorf("%w: the authority of %s has a hash that starts with %.12s, the token says %.12s", ErrOtherSite, base.Host, pki.Hash(authority), hash),
 			"copy the token again from a server of the site, and check that %s is one of them; if both are right, something between them answers in its place", base.Host)
 	}
 	if known == nil {

@@ -30,6 +30,9 @@ func (n *Node) RunServer(ctx context.Context) error {
 	}
 	set, err := pki.Ensure(n.cfg.DataDir, n.subject(), n.clock, n.log)
 	if err != nil {
+		if cause := <-n.machine; cause != nil { // such as a data folder that cannot be written
+			return cause
+		}
 		return err
 	}
 	n.notePKI(set)
