@@ -53,8 +53,6 @@ func onto(node string) podOption {
 
 func labelled(key, value string) podOption { return func(p *corev1.Pod) { p.Labels[key] = value } }
 
-func args(list ...string) podOption { return func(p *corev1.Pod) { p.Spec.Containers[0].Args = list } }
-
 func env(name, value string) podOption {
 	return func(p *corev1.Pod) {
 		c := &p.Spec.Containers[0]

@@ -32,7 +32,9 @@ func mount(args []string) int {
 		if err != nil {
 			return complain(exitFailed, "mount", "list mounts: %v", err)
 		}
-		os.Stdout.Write(table)
+		if _, err := os.Stdout.Write(table); err != nil {
+			return exitFailed
+		}
 		return 0
 	}
 	source, target := "none", req.operands[len(req.operands)-1]
