@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/atollhq/atoll/pkg/atomicfile"
 )
@@ -31,7 +35,7 @@ type Config struct {
 	Path       string // PATH of the daemon and so of shims, runc and CNI plugins
 }
 
-// New returns the component. It is ready when the socket accepts connections.
+// New returns the component. It is ready when it answers for pods.
 func New(cfg Config, log *slog.Logger) *Daemon { return &Daemon{cfg: cfg, log: log} }
 
 // Daemon is the node's containerd.
@@ -100,14 +104,29 @@ func (d *Daemon) Run(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// signalReady waits until the daemon answers for pods. Its socket accepts connections before that, and a kubelet that is told
+// "not initialized yet" gives up.
 func (d *Daemon) signalReady(ctx context.Context, ready func()) {
+	conn, err := grpc.NewClient("unix://"+d.cfg.Settings.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()), // a socket for root alone
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 20 * time.Millisecond}, MinConnectTimeout: time.Second}))
+	if err != nil {
+		d.log.Error("cannot ask containerd whether it is ready", "err", err)
+		return
+	}
+	defer conn.Close()
+	client := cri.NewRuntimeServiceClient(conn)
 	for ctx.Err() == nil {
-		if conn, err := net.DialTimeout("unix", d.cfg.Settings.Socket, time.Second); err == nil {
-			conn.Close()
+		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := client.Version(attempt, &cri.VersionRequest{})
+		cancel()
+		if err == nil {
 			ready()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }
 

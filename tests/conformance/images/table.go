@@ -44,11 +44,6 @@ func recipes() []recipe {
 // carried are images that every node has by itself.
 func carried() []suite.ImageID { return []suite.ImageID{suite.Pause} }
 
-// absent are images that must not be there: tests want their pull to fail, or never start a pod with them.
-func absent() []suite.ImageID {
-	return []suite.ImageID{suite.InvalidRegistryImage, suite.AgnhostPrivate}
-}
-
 // Wanted returns the names of the images that must be on a node before the tests start, sorted.
 func Wanted() []string {
 	ids := carried()
