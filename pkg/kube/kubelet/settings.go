@@ -62,6 +62,8 @@ func (s Settings) File() ([]byte, error) {
 			"memory.available": "100Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%", "imagefs.inodesFree": "5%",
 		},
 		EvictionMinimumReclaim: map[string]string{"nodefs.available": "10%", "imagefs.available": "10%"},
+		// With upstream's 5 min a shop whose disk has room again would wait that long for its pods.
+		EvictionPressureTransitionPeriod: metav1.Duration{Duration: 30 * time.Second},
 	}
 	if s.GracefulShutdown {
 		c.ShutdownGracePeriod = metav1.Duration{Duration: 30 * time.Second}

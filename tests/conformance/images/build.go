@@ -108,7 +108,7 @@ func inputs(module string) (string, error) {
 		return "", err
 	}
 	h := sha256.New()
-	for _, file := range append(files, filepath.Join(module, "go.mod"), filepath.Join(module, "go.sum")) {
+	for _, file := range append(files, filepath.Join(module, "images/sh/main.go"), filepath.Join(module, "go.mod"), filepath.Join(module, "go.sum")) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}

@@ -180,8 +180,10 @@ func busybox(ctx context.Context, s sources, dir string) error {
 	if err != nil {
 		return fmt.Errorf("ask busybox for its commands: %w", err)
 	}
-	// The shell hands on variables whose names have a dash, as a ConfigMap may make them; the one of Debian's busybox drops them.
-	if err := copyFile(filepath.Join(unpacked, "bin/bash-static"), filepath.Join(dir, "bin/sh"), 0o755); err != nil {
+	if err := copyFile(filepath.Join(unpacked, "bin/bash-static"), filepath.Join(dir, "bin/bash"), 0o755); err != nil {
+		return err
+	}
+	if err := suite.BuildProgram(ctx, s.module, "./images/sh", filepath.Join(dir, "bin/sh")); err != nil {
 		return err
 	}
 	for name := range strings.FieldsSeq(string(out)) {
