@@ -15,7 +15,9 @@ import (
 
 // dataDirOf finds the data folder as a node would: flag, configuration file, environment, default.
 func dataDirOf(c *cli.Context) (string, error) {
-	loaded, err := config.Load(config.NewInput(c, "", os.Environ(), os.Hostname))
+	in := config.NewInput(c, "", os.Environ(), os.Hostname)
+	in.Args = nil // arguments are the command's own, such as the id of a token
+	loaded, err := config.Load(in)
 	if err != nil {
 		return "", errUsage{err}
 	}
