@@ -14,15 +14,24 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/generic"
-	"github.com/k3s-io/kine/pkg/endpoint"
+	_ "github.com/k3s-io/kine/pkg/drivers/mysql"
+	_ "github.com/k3s-io/kine/pkg/drivers/pgsql"
+	_ "github.com/k3s-io/kine/pkg/drivers/sqlite"
+	"github.com/k3s-io/kine/pkg/server"
 	"github.com/k3s-io/kine/pkg/tls"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/atollhq/atoll/pkg/atomicfile"
 	"github.com/atollhq/atoll/pkg/remedy"
@@ -79,15 +88,40 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old datastore socket: %w", err)
 	}
+	stop, err := s.serve(ctx, endpointURL)
+	if err != nil {
+		if s.cfg.Endpoint != "" {
+			return remedy.Wrap(fmt.Errorf("open datastore: %w", err), "check --datastore-endpoint, and that the database answers from this node")
+		}
+		return fmt.Errorf("open datastore %s: %w", file, err)
+	}
+	ready()
+	if s.cfg.Endpoint == "" {
+		s.checkpoint(ctx, file)
+	}
+	<-ctx.Done()
+	stop()
+	if s.cfg.Endpoint == "" {
+		s.truncateLog(context.WithoutCancel(ctx), file)
+	}
+	return nil
+}
+
+// serve opens the database and answers on the socket until stop is called.
+func (s *Store) serve(ctx context.Context, endpointURL string) (stop func(), err error) {
 	var wg sync.WaitGroup
-	_, err := endpoint.Listen(ctx, endpoint.Config{
-		WaitGroup:             &wg,
-		Listener:              "unix://" + s.cfg.Socket,
+	// The database outlives ctx until the last request is answered.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			cancel()
+			wg.Wait()
+		}
+	}()
+	_, backend, err := drivers.New(ctx, &wg, &drivers.Config{
 		Endpoint:              endpointURL,
 		BackendTLSConfig:      tls.Config{CAFile: s.cfg.CAFile, CertFile: s.cfg.CertFile, KeyFile: s.cfg.KeyFile},
 		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 2, MaxOpen: 8},
-		NotifyInterval:        5 * time.Second,
-		EmulatedETCDVersion:   "3.6.11",
 		CompactInterval:       5 * time.Minute,
 		CompactIntervalJitter: 20,
 		CompactTimeout:        5 * time.Second,
@@ -96,24 +130,57 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 		PollBatchSize:         500,
 	})
 	if err != nil {
-		if s.cfg.Endpoint != "" {
-			return remedy.Wrap(fmt.Errorf("open datastore: %w", err), "check --datastore-endpoint, and that the database answers from this node")
-		}
-		return fmt.Errorf("open datastore %s: %w", file, err)
+		return nil, err
+	}
+	if backend == nil {
+		return nil, errors.New("an etcd of its own is not supported as a datastore")
+	}
+	if err := backend.Start(ctx); err != nil {
+		return nil, err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", s.cfg.Socket)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.Chmod(s.cfg.Socket, 0o600); err != nil {
-		return err
+		listener.Close()
+		return nil, err
 	}
-	ready()
-	if s.cfg.Endpoint == "" {
-		s.checkpoint(ctx, file)
-	}
-	<-ctx.Done()
-	wg.Wait()
-	if s.cfg.Endpoint == "" {
-		s.truncateLog(context.WithoutCancel(ctx), file)
-	}
-	return nil
+	g := grpcServer()
+	bridge := server.New(backend, "unix", notifyInterval, "3.6.11")
+	etcdserverpb.RegisterKVServer(g, bridge)
+	etcdserverpb.RegisterLeaseServer(g, bridge)
+	etcdserverpb.RegisterClusterServer(g, bridge)
+	etcdserverpb.RegisterMaintenanceServer(g, bridge)
+	etcdserverpb.RegisterWatchServer(g, &watchServer{backend: backend, notify: notifyInterval, log: s.log})
+	wg.Go(func() {
+		if err := g.Serve(listener); err != nil {
+			s.log.Error("datastore socket closed", "err", err)
+		}
+	})
+	return func() {
+		timer := time.AfterFunc(stopWithin, g.Stop)
+		g.GracefulStop()
+		timer.Stop()
+		cancel()
+		wg.Wait()
+	}, nil
+}
+
+const (
+	notifyInterval = 5 * time.Second // between progress messages to an idle watch
+	stopWithin     = 2 * time.Second // for requests and watches that are open
+)
+
+// grpcServer has the limits of etcd's own.
+func grpcServer() *grpc.Server {
+	return grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.MaxRecvMsgSize(2<<20),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+	)
 }
 
 // prepare gives the file the view key_value, which kine looks for at its start as the table of a predecessor.
