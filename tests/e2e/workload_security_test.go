@@ -252,6 +252,9 @@ func healthy(t *testing.T, n *lab.Node) status.Report {
 	t.Helper()
 	var r status.Report
 	eventually(t, 60*time.Second, n.Name()+" being healthy", func(ctx context.Context) (err error) {
+		if s, err := n.Status(ctx); err == nil && s.State == lab.StateExited {
+			return errFinal{fmt.Errorf("atoll has ended with code %d", s.Exit)}
+		}
 		if r, err = report(ctx, n); err == nil && !r.Healthy {
 			err = fmt.Errorf("problems %+v", r.Problems)
 		}
